@@ -1,0 +1,81 @@
+// A backend owns a device: its memory, its threads or streams, its choice of kernels. It knows ops, no model.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kernels/encodings/affine.h"
+#include "kernels/ops/attention.h"
+#include "kernels/ops/embedding.h"
+#include "kernels/ops/factorize.h"
+#include "kernels/ops/layernorm.h"
+#include "kernels/ops/linear.h"
+#include "kernels/ops/rank_update.h"
+#include "kernels/ops/second_moment.h"
+
+namespace ballast {
+
+class Backend {
+ public:
+  Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+  virtual ~Backend() = default;
+
+  virtual Device device() const = 0;
+  /// One line for people: "cpu, avx2, 2 threads".
+  virtual std::string description() const = 0;
+
+  /// Device memory, 64-byte aligned, uninitialized. Throws RuntimeFailure saying how much was asked for.
+  virtual void* allocate(int64_t bytes) = 0;
+  virtual void release(void* pointer) noexcept = 0;
+  virtual void copy_to_device(void* destination, const void* host, int64_t bytes) = 0;
+  virtual void copy_to_host(void* host, const void* source, int64_t bytes) = 0;
+
+  /// Size of the packed blob of a weight; the view's `data` may still be empty.
+  virtual int64_t packed_bytes(const DenseView& weight) const = 0;
+  virtual int64_t packed_bytes(const AffineView& weight) const = 0;
+  /// Repacks a stored matrix [out_features, in_features] in host memory (any alignment) into `blob`.
+  virtual void pack(const TensorView& source, const DenseView& weight, void* blob) = 0;
+  virtual void pack(const AffineMatrix& source, const AffineView& weight, void* blob) = 0;
+
+  // Every op. Each call runs op.check() first.
+  virtual void run(const Linear<DenseView>& op) = 0;
+  virtual void run(const Linear<AffineView>& op) = 0;
+  virtual void run(const Embedding<DenseView>& op) = 0;
+  virtual void run(const Embedding<AffineView>& op) = 0;
+  virtual void run(const LayerNorm& op) = 0;
+  virtual void run(const Attention& op) = 0;
+  virtual void run(const SecondMoment& op) = 0;
+  /// False when h is not positive definite (to working precision) or not finite.
+  virtual bool run(const FactorizeInverse& op) = 0;
+  virtual void run(const RankUpdate& op) = 0;
+
+  /// Calls body(begin, end) on parts of [0, count), in parallel on the host; used by solvers whose rows are
+  /// independent.
+  virtual void parallel_for(int64_t count, void (*body)(void* state, int64_t begin, int64_t end),
+                            void* state) = 0;
+  template <class Body>
+  void parallel_for(int64_t count, Body&& body) {
+    parallel_for(
+        count,
+        [](void* state, int64_t begin, int64_t end) {
+          (*static_cast<std::remove_reference_t<Body>*>(state))(begin, end);
+        },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+};
+
+struct BackendOptions {
+  std::string device = "auto";  ///< auto, cpu, cuda
+  int threads = 0;              ///< CPU threads; 0: as many as this process may run on
+  std::string isa = "auto";     ///< auto, scalar, avx2, avx512: for tests and comparisons
+};
+
+/// Error when the device is not there or the instruction set is not supported.
+std::unique_ptr<Backend> find_backend(const BackendOptions& options);
+
+/// Instruction sets the CPU kernels were compiled for that this machine cannot run; empty when all run.
+std::string unsupported_isas();
+
+}  // namespace ballast

@@ -1,0 +1,76 @@
+// The CPU backend: one thread pool, kernels for the best instruction set this machine has.
+#pragma once
+
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace ballast {
+
+/// Grows and never shrinks; 64-byte aligned.
+class ScratchBuffer {
+ public:
+  ScratchBuffer() = default;
+  ScratchBuffer(const ScratchBuffer&) = delete;
+  ScratchBuffer& operator=(const ScratchBuffer&) = delete;
+  ~ScratchBuffer();
+  float* floats(int64_t count);
+
+ private:
+  float* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const KernelTable& kernels, int threads);
+
+  Device device() const override { return Device::cpu; }
+  std::string description() const override;
+
+  void* allocate(int64_t bytes) override;
+  void release(void* pointer) noexcept override;
+  void copy_to_device(void* destination, const void* host, int64_t bytes) override;
+  void copy_to_host(void* host, const void* source, int64_t bytes) override;
+
+  int64_t packed_bytes(const DenseView& weight) const override;
+  int64_t packed_bytes(const AffineView& weight) const override;
+  void pack(const TensorView& source, const DenseView& weight, void* blob) override;
+  void pack(const AffineMatrix& source, const AffineView& weight, void* blob) override;
+
+  void run(const Linear<DenseView>& op) override;
+  void run(const Linear<AffineView>& op) override;
+  void run(const Embedding<DenseView>& op) override;
+  void run(const Embedding<AffineView>& op) override;
+  void run(const LayerNorm& op) override;
+  void run(const Attention& op) override;
+  void run(const SecondMoment& op) override;
+  bool run(const FactorizeInverse& op) override;
+  void run(const RankUpdate& op) override;
+
+  using Backend::parallel_for;
+  void parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) override;
+
+ private:
+  template <class Encoding>
+  void run_linear(const Linear<Encoding>& op);
+  template <class Encoding>
+  void run_embedding(const Embedding<Encoding>& op);
+  /// Fills x_blocks with [block][k][token] from element (token, k) at x[token·token_stride + k·k_stride],
+  /// times `sign`.
+  void pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride, int64_t k_stride,
+                   float sign, float* x_blocks);
+  float* thread_scratch(int thread, int64_t floats) { return scratch_[size_t(thread)].floats(floats); }
+
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  ScratchBuffer blocks_;
+  ScratchBuffer tiles_;
+  std::vector<ScratchBuffer> scratch_;  ///< one per thread
+};
+
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
+
+}  // namespace ballast

@@ -1,0 +1,97 @@
+// The inner loops of the CPU backend, one table per instruction set. Plain pointers only: the bodies are
+// compiled with flags that other code must not inherit (see simd.h).
+#pragma once
+
+#include <cstdint>
+
+namespace ballast {
+
+inline constexpr int64_t kTileRows = 16;  ///< output features that one vector of lanes holds
+
+enum class TileKind : uint8_t { f32, f16, bf16, affine2, affine3, affine4, affine8 };
+
+/// A packed weight: tiles of 16 output rows, k ascending inside a tile.
+///   f32, f16, bf16   [k][16 rows]
+///   affine           per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 f16 scales], [16
+///   u8 zeros]
+/// Rows beyond out_features are zero.
+struct TiledWeight {
+  const uint8_t* data;
+  int64_t tile_bytes;
+  int64_t in_features;
+  int64_t group_size;  ///< affine only
+  TileKind kind;
+};
+
+/// Activations repacked as blocks of `token_block` tokens, [block][k][token in block]; the last block is as
+/// wide as what is left. Used for y[token][row] = Σ_k x[token][k] · W[row][k].
+struct LinearTask {
+  const float* x_blocks;
+  int64_t tokens;
+  TiledWeight weight;
+  int64_t out_features;
+  const float* bias;           ///< may be null
+  const float* position_bias;  ///< may be null; row stride out_features
+  int64_t position_rows;
+  const int32_t* positions;
+  const float* residual;  ///< may be null
+  int64_t residual_stride;
+  float* y;
+  int64_t y_stride;
+  uint8_t activation;  ///< Activation
+  float* scratch;      ///< linear_scratch_floats(), one per calling thread
+};
+
+struct AttentionTask {
+  const float *q, *k, *v;
+  int64_t q_stride, k_stride, v_stride;
+  float* cache;
+  int64_t heads, head_dim;
+  const int32_t* pages;
+  int64_t past, rows;  ///< of this span
+  float scale;
+  bool causal;
+  float* out;
+  int64_t out_stride;
+  float* scratch;  ///< attention_scratch_floats(past + rows, head_dim)
+};
+
+struct KernelTable {
+  const char* name;
+  int64_t token_block;
+  /// Tiles [first, last) of one linear.
+  void (*linear)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
+  /// out[0 … in_features) (+)= row of a packed weight.
+  void (*decode_row)(const TiledWeight& weight, int64_t row, bool accumulate, float* out);
+  void (*layernorm)(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,
+                    float* y);
+  /// Copies rows [0, task.rows) of k and v of one head into the cache pages.
+  void (*append)(const AttentionTask& task, int64_t head);
+  /// Attends query rows [first, last) of one head.
+  void (*attend)(const AttentionTask& task, int64_t head, int64_t first, int64_t last);
+  /// out[i][j] -= Σ_r a[i][r] · b[r][j] in f64, i < rows, j < columns: inner loop of the factorization.
+  void (*update_f64)(const double* a, int64_t a_stride, const double* b, int64_t b_stride, int64_t rank,
+                     int64_t rows, int64_t columns, double* out, int64_t out_stride);
+};
+
+/// Tokens handled between two writes of y, and k handled between two spills of the accumulators.
+inline constexpr int64_t kTokenChunk = 192;
+inline constexpr int64_t kKBlock = 128;
+inline constexpr int kMaxTilesAtOnce = 4;
+
+constexpr int64_t linear_scratch_floats() {
+  return kMaxTilesAtOnce * kKBlock * kTileRows + kMaxTilesAtOnce * kTokenChunk * kTileRows;
+}
+/// Queries attended together share the loads of keys and values.
+inline constexpr int64_t kQueryBlock = 4;
+constexpr int64_t attention_scratch_floats(int64_t positions, int64_t head_dim) {
+  return kQueryBlock * ((positions + 15) / 16 * 16 + head_dim);
+}
+
+const KernelTable& scalar_kernels();
+#if defined(__x86_64__)
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+#endif
+
+}  // namespace ballast

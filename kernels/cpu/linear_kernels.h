@@ -1,0 +1,247 @@
+// Linear layers, one instruction set (see simd.h).
+//
+// Work partition: a thread owns whole tiles of 16 output rows. For each tile and each chunk of tokens, k
+// advances in blocks: the block's weights are decoded once into L1 as f32, then blocks of tokens run over it
+// with all sums in registers. Lanes are rows and k ascends, so each output is one chain of fused
+// multiply-adds in a fixed order.
+#pragma once
+
+#include <math.h>
+
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/simd.h"
+
+namespace ballast::BALLAST_ISA {
+
+#if defined(BALLAST_AVX512)
+inline constexpr int kTokenBlock = 12;
+#elif defined(BALLAST_AVX2)
+inline constexpr int kTokenBlock = 6;
+#else
+inline constexpr int kTokenBlock = 4;
+#endif
+
+// Sixteen codes of BITS bits each, lowest bits first, as bytes.
+template <int BITS>
+static inline void spread_codes(const uint8_t* packed, uint8_t* bytes) {
+  for (int half = 0; half < 2; ++half) {
+    uint64_t field = 0;
+    __builtin_memcpy(&field, packed + half * BITS, BITS);
+#if defined(BALLAST_AVX2) || defined(BALLAST_AVX512)
+    const uint64_t spread = _pdep_u64(field, 0x0101010101010101ull * ((1u << BITS) - 1u));
+    __builtin_memcpy(bytes + 8 * half, &spread, 8);
+#else
+    for (int i = 0; i < 8; ++i) bytes[8 * half + i] = uint8_t((field >> (BITS * i)) & ((1u << BITS) - 1u));
+#endif
+  }
+}
+
+static inline int bits_of(TileKind kind) {
+  switch (kind) {
+    case TileKind::affine2:
+      return 2;
+    case TileKind::affine3:
+      return 3;
+    case TileKind::affine4:
+      return 4;
+    case TileKind::affine8:
+      return 8;
+    default:
+      return 0;
+  }
+}
+
+static inline int64_t group_bytes(int bits, int64_t group_size) {
+  return group_size * 2 * bits + 3 * kTileRows;
+}
+
+template <int BITS>
+static void decode_affine(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
+                          float* out) {
+  const int64_t per_group = group_bytes(BITS, weight.group_size);
+  for (int64_t k = k0; k < k0 + count;) {
+    const int64_t group = k / weight.group_size;
+    int64_t end = (group + 1) * weight.group_size;
+    if (end > k0 + count) end = k0 + count;
+    const uint8_t* codes = tile + group * per_group;
+    const uint8_t* facts = codes + weight.group_size * 2 * BITS;
+    const F scale = load_half(reinterpret_cast<const uint16_t*>(facts));
+    const F zero = load_bytes(facts + 2 * kTileRows);
+    codes += (k - group * weight.group_size) * 2 * BITS;
+    for (; k < end; ++k, codes += 2 * BITS, out += kTileRows) {
+      F code;
+      if constexpr (BITS == 8) {
+        code = load_bytes(codes);
+      } else {
+        alignas(16) uint8_t bytes[16];
+        spread_codes<BITS>(codes, bytes);
+        code = load_bytes(bytes);
+      }
+      store(out, mul(sub(code, zero), scale));
+    }
+  }
+}
+
+// Weights k0 … k0+count of a tile as f32 [k][16]; f32 tiles are used in place.
+static const float* decode_block(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
+                                 float* out) {
+  switch (weight.kind) {
+    case TileKind::f32:
+      return reinterpret_cast<const float*>(tile) + k0 * kTileRows;
+    case TileKind::f16:
+      for (int64_t k = 0; k < count; ++k)
+        store(out + k * kTileRows, load_half(reinterpret_cast<const uint16_t*>(tile) + (k0 + k) * kTileRows));
+      break;
+    case TileKind::bf16:
+      for (int64_t k = 0; k < count; ++k)
+        store(out + k * kTileRows,
+              load_bfloat(reinterpret_cast<const uint16_t*>(tile) + (k0 + k) * kTileRows));
+      break;
+    case TileKind::affine2:
+      decode_affine<2>(weight, tile, k0, count, out);
+      break;
+    case TileKind::affine3:
+      decode_affine<3>(weight, tile, k0, count, out);
+      break;
+    case TileKind::affine4:
+      decode_affine<4>(weight, tile, k0, count, out);
+      break;
+    case TileKind::affine8:
+      decode_affine<8>(weight, tile, k0, count, out);
+      break;
+  }
+  return out;
+}
+
+// partial[tile][token][16] (+)= Σ_k x[k][token] · w[tile][k][16]
+template <int TOKENS, int TILES>
+static void multiply(const float* x, const float* const* w, int64_t count, bool fresh, float* partial,
+                     int64_t tile_stride) {
+  F sums[TILES][TOKENS];
+  for (int i = 0; i < TILES; ++i)
+    for (int t = 0; t < TOKENS; ++t)
+      sums[i][t] = fresh ? broadcast(0) : load(partial + i * tile_stride + t * kTileRows);
+  for (int64_t k = 0; k < count; ++k) {
+    F weights[TILES];
+#pragma GCC unroll 4
+    for (int i = 0; i < TILES; ++i) weights[i] = load(w[i] + k * kTileRows);
+#pragma GCC unroll 12
+    for (int t = 0; t < TOKENS; ++t) {
+      const F value = broadcast(x[k * TOKENS + t]);
+#pragma GCC unroll 4
+      for (int i = 0; i < TILES; ++i) sums[i][t] = fma(value, weights[i], sums[i][t]);
+    }
+  }
+  for (int i = 0; i < TILES; ++i)
+    for (int t = 0; t < TOKENS; ++t) store(partial + i * tile_stride + t * kTileRows, sums[i][t]);
+}
+
+template <int TILES>
+static void multiply_any(int64_t width, const float* x, const float* const* w, int64_t count, bool fresh,
+                         float* partial, int64_t tile_stride) {
+  switch (width) {
+#define BALLAST_WIDTH(n) \
+  case n:                \
+    return multiply<n, TILES>(x, w, count, fresh, partial, tile_stride);
+    BALLAST_WIDTH(1)
+    BALLAST_WIDTH(2)
+    BALLAST_WIDTH(3)
+    BALLAST_WIDTH(4)
+#if defined(BALLAST_AVX2) || defined(BALLAST_AVX512)
+    BALLAST_WIDTH(5)
+    BALLAST_WIDTH(6)
+#endif
+#if defined(BALLAST_AVX512)
+    BALLAST_WIDTH(7)
+    BALLAST_WIDTH(8)
+    BALLAST_WIDTH(9)
+    BALLAST_WIDTH(10)
+    BALLAST_WIDTH(11)
+    BALLAST_WIDTH(12)
+#endif
+#undef BALLAST_WIDTH
+    default:
+      __builtin_trap();
+  }
+}
+
+static inline float apply(uint8_t activation, float value) {
+  switch (activation) {
+    case 1:
+      return value > 0 ? value : 0.0f;
+    case 2:
+      return 0.5f * value * (1.0f + erff(value * 0.70710678118654752f));
+    default:
+      return value;
+  }
+}
+
+static void write_tile(const LinearTask& task, int64_t tile, int64_t first_token, int64_t count,
+                       const float* partial) {
+  const int64_t row0 = tile * kTileRows;
+  const int64_t rows = task.out_features - row0 < kTileRows ? task.out_features - row0 : kTileRows;
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t token = first_token + t;
+    const float* position = nullptr;
+    if (task.position_bias && task.positions[token] < task.position_rows)
+      position = task.position_bias + task.positions[token] * task.out_features + row0;
+    const float* residual = task.residual ? task.residual + token * task.residual_stride + row0 : nullptr;
+    float* y = task.y + token * task.y_stride + row0;
+    for (int64_t r = 0; r < rows; ++r) {
+      float value = partial[t * kTileRows + r];
+      if (task.bias) value += task.bias[row0 + r];
+      if (position) value += position[r];
+      value = apply(task.activation, value);
+      y[r] = residual ? value + residual[r] : value;
+    }
+  }
+}
+
+template <int TILES>
+static void linear_tiles(const LinearTask& task, int64_t tile) {
+  const TiledWeight& weight = task.weight;
+  float* partial = task.scratch + kMaxTilesAtOnce * kKBlock * kTileRows;
+  constexpr int64_t tile_stride = kTokenChunk * kTileRows;
+  static_assert(kTokenChunk % kTokenBlock == 0);
+  for (int64_t chunk = 0; chunk < task.tokens; chunk += kTokenChunk) {
+    const int64_t chunk_tokens = task.tokens - chunk < kTokenChunk ? task.tokens - chunk : kTokenChunk;
+    for (int64_t k0 = 0; k0 < weight.in_features; k0 += kKBlock) {
+      const int64_t count = weight.in_features - k0 < kKBlock ? weight.in_features - k0 : kKBlock;
+      const float* w[TILES];
+      for (int i = 0; i < TILES; ++i)
+        w[i] = decode_block(weight, weight.data + (tile + i) * weight.tile_bytes, k0, count,
+                            task.scratch + i * kKBlock * kTileRows);
+      for (int64_t t = 0; t < chunk_tokens; t += kTokenBlock) {
+        const int64_t width = chunk_tokens - t < kTokenBlock ? chunk_tokens - t : kTokenBlock;
+        const float* x = task.x_blocks + (chunk + t) * weight.in_features + k0 * width;
+        multiply_any<TILES>(width, x, w, count, k0 == 0, partial + t * kTileRows, tile_stride);
+      }
+    }
+    for (int i = 0; i < TILES; ++i)
+      write_tile(task, tile + i, chunk, chunk_tokens, partial + i * tile_stride);
+  }
+}
+
+static void linear(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
+  int64_t tile = first_tile;
+  if (task.tokens <= 2)  // few chains a tile: several tiles at once keep the multipliers busy
+    for (; tile + kMaxTilesAtOnce <= last_tile; tile += kMaxTilesAtOnce)
+      linear_tiles<kMaxTilesAtOnce>(task, tile);
+  for (; tile < last_tile; ++tile) linear_tiles<1>(task, tile);
+}
+
+static void decode_row(const TiledWeight& weight, int64_t row, bool accumulate, float* out) {
+  const uint8_t* tile = weight.data + row / kTileRows * weight.tile_bytes;
+  const int64_t lane = row % kTileRows;
+  float block[kKBlock * kTileRows];
+  for (int64_t k0 = 0; k0 < weight.in_features; k0 += kKBlock) {
+    const int64_t count = weight.in_features - k0 < kKBlock ? weight.in_features - k0 : kKBlock;
+    const float* w = decode_block(weight, tile, k0, count, block);
+    for (int64_t k = 0; k < count; ++k) {
+      const float value = w[k * kTileRows + lane];
+      out[k0 + k] = accumulate ? out[k0 + k] + value : value;
+    }
+  }
+}
+
+}  // namespace ballast::BALLAST_ISA

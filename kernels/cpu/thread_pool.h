@@ -1,0 +1,56 @@
+// One pool of threads for the whole backend; the calling thread works too.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace ballast {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return int(workers_.size()) + 1; }
+
+  /// Splits [0, count) into one contiguous part per thread and calls body(state, thread, begin, end) for each
+  /// non-empty part; returns when all are done, rethrowing the first exception. Not reentrant.
+  void run(int64_t count, void (*body)(void* state, int thread, int64_t begin, int64_t end), void* state);
+
+  template <class Body>
+  void parallel(int64_t count, Body&& body) {
+    run(
+        count,
+        [](void* state, int thread, int64_t begin, int64_t end) {
+          (*static_cast<std::remove_reference_t<Body>*>(state))(thread, begin, end);
+        },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+ private:
+  struct Job {
+    int64_t count = 0;
+    void (*body)(void*, int, int64_t, int64_t) = nullptr;
+    void* state = nullptr;
+  };
+  void work(int index);
+  void run_part(int index);
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> running_{0};
+  bool stopping_ = false;
+  Job job_;
+  std::exception_ptr failure_;
+};
+
+}  // namespace ballast

@@ -1,0 +1,138 @@
+#include "kernels/cpu/tiles.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/cpu_backend.h"
+
+namespace ballast {
+namespace {
+
+constexpr int64_t kFactBytes = 3 * kTileRows;  // per group: 16 binary16 scales and 16 zero points
+
+int64_t tile_bytes(const DenseView& weight) {
+  return weight.in_features * kTileRows * size_of(weight.dtype);
+}
+
+int64_t tile_bytes(const AffineView& weight) {
+  const int64_t groups = weight.in_features / weight.group_size;
+  return groups * (weight.group_size * 2 * weight.bits + kFactBytes);
+}
+
+// The widest load of the kernels may read this much past the last code.
+constexpr int64_t kSlack = 64;
+
+// source [rows of the tile, in_features] of Element -> [k][16]
+template <class Element>
+void pack_tile(const std::byte* source, int64_t row_bytes, int64_t rows, int64_t in_features, Element* out) {
+  std::memset(out, 0, size_t(in_features * kTileRows) * sizeof(Element));
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t k = 0; k < in_features; ++k)
+      std::memcpy(out + k * kTileRows + row, source + row * row_bytes + k * int64_t(sizeof(Element)),
+                  sizeof(Element));
+}
+
+void put_code(uint8_t* packed, int bits, int64_t row, uint32_t code) {
+  for (int bit = 0; bit < bits; ++bit) {
+    const int64_t at = row * bits + bit;
+    packed[at / 8] = uint8_t(packed[at / 8] | ((code >> bit & 1u) << (at % 8)));
+  }
+}
+
+void pack_tile(const AffineMatrix& source, int64_t tile, uint8_t* out) {
+  const int64_t row0 = tile * kTileRows, rows = std::min(kTileRows, source.out_features - row0);
+  for (int64_t group = 0; group < source.groups(); ++group) {
+    for (int64_t k = group * source.group_size; k < (group + 1) * source.group_size; ++k) {
+      std::memset(out, 0, size_t(2 * source.bits));
+      for (int64_t row = 0; row < rows; ++row)
+        put_code(out, source.bits, row, source.codes[size_t((row0 + row) * source.in_features + k)]);
+      out += 2 * source.bits;
+    }
+    std::memset(out, 0, kFactBytes);
+    for (int64_t row = 0; row < rows; ++row) {
+      const size_t at = size_t((row0 + row) * source.groups() + group);
+      std::memcpy(out + 2 * row, &source.scales[at], 2);
+      out[2 * kTileRows + row] = source.zero_points[at];
+    }
+    out += kFactBytes;
+  }
+}
+
+}  // namespace
+
+TiledWeight tiled(const DenseView& weight) {
+  const TileKind kind = weight.dtype == DType::f32   ? TileKind::f32
+                        : weight.dtype == DType::f16 ? TileKind::f16
+                                                     : TileKind::bf16;
+  return {weight.data.as<uint8_t>(), tile_bytes(weight), weight.in_features, 0, kind};
+}
+
+TiledWeight tiled(const AffineView& weight) {
+  TileKind kind = TileKind::affine8;
+  switch (weight.bits) {
+    case 2:
+      kind = TileKind::affine2;
+      break;
+    case 3:
+      kind = TileKind::affine3;
+      break;
+    case 4:
+      kind = TileKind::affine4;
+      break;
+    case 8:
+      break;
+    default:
+      CHECK(false, "no kernel for ", weight.bits, " bits");
+  }
+  return {weight.data.as<uint8_t>(), tile_bytes(weight), weight.in_features, weight.group_size, kind};
+}
+
+void fill_tile(const float* source, int64_t stride, int64_t depth, int64_t columns, int64_t tile,
+               float* out) {
+  const int64_t width = std::min(kTileRows, columns - tile * kTileRows);
+  for (int64_t k = 0; k < depth; ++k) {
+    const float* in = source + k * stride + tile * kTileRows;
+    for (int64_t lane = 0; lane < width; ++lane) out[k * kTileRows + lane] = in[lane];
+    for (int64_t lane = width; lane < kTileRows; ++lane) out[k * kTileRows + lane] = 0;
+  }
+}
+
+int64_t CpuBackend::packed_bytes(const DenseView& weight) const {
+  return tile_count(weight.out_features) * tile_bytes(weight) + kSlack;
+}
+
+int64_t CpuBackend::packed_bytes(const AffineView& weight) const {
+  return tile_count(weight.out_features) * tile_bytes(weight) + kSlack;
+}
+
+void CpuBackend::pack(const TensorView& source, const DenseView& weight, void* blob) {
+  CHECK(source.shape.rank == 2 && source.shape[0] == weight.out_features &&
+            source.shape[1] == weight.in_features,
+        source.shape.text());
+  CHECK(source.dtype == weight.dtype && source.contiguous());
+  const int64_t row_bytes = weight.in_features * size_of(weight.dtype), bytes = tile_bytes(weight);
+  pool_.parallel(tile_count(weight.out_features), [&](int, int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) {
+      const int64_t rows = std::min(kTileRows, weight.out_features - tile * kTileRows);
+      const std::byte* in = source.as<std::byte>() + tile * kTileRows * row_bytes;
+      std::byte* out = static_cast<std::byte*>(blob) + tile * bytes;
+      if (weight.dtype == DType::f32) {
+        pack_tile(in, row_bytes, rows, weight.in_features, reinterpret_cast<float*>(out));
+      } else {
+        pack_tile(in, row_bytes, rows, weight.in_features, reinterpret_cast<uint16_t*>(out));
+      }
+    }
+  });
+}
+
+void CpuBackend::pack(const AffineMatrix& source, const AffineView& weight, void* blob) {
+  CHECK(source.out_features == weight.out_features && source.in_features == weight.in_features &&
+        source.bits == weight.bits && source.group_size == weight.group_size);
+  const int64_t bytes = tile_bytes(weight);
+  pool_.parallel(tile_count(weight.out_features), [&](int, int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile)
+      pack_tile(source, tile, static_cast<uint8_t*>(blob) + tile * bytes);
+  });
+}
+
+}  // namespace ballast

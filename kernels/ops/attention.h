@@ -1,0 +1,65 @@
+// Multi-head attention over a paged key/value cache.
+//
+//   cache[page(j)] <- k[j], v[j]                             for the new rows j of every span
+//   out[t] = Σ_j softmax_j(scale · q[t]·k[j]) v[j]           j over the span's past and, if causal, up to t
+//
+// Softmax and sums are f32; j ascends in blocks of kPagePositions that start at absolute positions, so the
+// result does not depend on how a sequence was cut into chunks or what else is in the batch.
+#pragma once
+
+#include <span>
+
+#include "kernels/view.h"
+
+namespace ballast {
+
+enum class Mask : uint8_t { causal, full };
+
+/// Positions in one cache page. Keys are stored with positions innermost, so that a page's scores are one
+/// vector.
+inline constexpr int64_t kPagePositions = 16;
+
+/// Consecutive rows of the batch that belong to one sequence.
+struct AttentionSpan {
+  int32_t first_row = 0;
+  int32_t rows = 0;                ///< > 0
+  int32_t past = 0;                ///< positions already in the cache
+  const int32_t* pages = nullptr;  ///< page numbers for positions [0, past + rows), 16 positions each
+};
+
+struct Attention {
+  TensorView q;      ///< f32 [tokens, width], width = heads · head_dim
+  TensorView k;      ///< f32 [tokens, width]
+  TensorView v;      ///< f32 [tokens, width]
+  OutputView cache;  ///< f32 [pages, 2, heads, head_dim · kPagePositions]: keys [head_dim][16], values
+                     ///< [16][head_dim]
+  std::span<const AttentionSpan> spans;
+  int64_t heads = 0;
+  float scale = 1;  ///< OPT: head_dim^-1/2, applied to q before the product
+  Mask mask = Mask::causal;
+  OutputView out;  ///< f32 [tokens, width]
+
+  void check() const {
+    DimChecker dims("attention");
+    dims.match(q, "q", {"tokens", "width"});
+    dims.match(k, "k", {"tokens", "width"});
+    dims.match(v, "v", {"tokens", "width"});
+    dims.match(out, "out", {"tokens", "width"});
+    for (const TensorView* view : {&q, &k, &v}) dims.dtype(*view, "q, k, v", {DType::f32});
+    CHECK(heads > 0 && dims["width"] % heads == 0, "attention: ", heads, " heads do not divide ",
+          dims["width"]);
+    dims.bind("heads", heads, "heads");
+    dims.bind("pair", 2, "key and value");
+    dims.bind("page", dims["width"] / heads * kPagePositions, "head_dim");
+    dims.match(cache, "cache", {"pages", "pair", "heads", "page"});
+    int64_t covered = 0;
+    for (const AttentionSpan& span : spans) {
+      CHECK(span.rows > 0 && span.past >= 0 && span.first_row == covered,
+            "attention: spans must tile the rows");
+      covered += span.rows;
+    }
+    CHECK(covered == dims["tokens"], "attention: spans cover ", covered, " of ", dims["tokens"], " rows");
+  }
+};
+
+}  // namespace ballast

@@ -1,0 +1,49 @@
+// y = activation(x · Wᵀ + bias + position_bias[position]) + residual
+//
+// Determinism: each y is summed over k in ascending order whatever the number of tokens, so a token's result
+// is the same bits alone, in a batch or in any chunk, and on every instruction set.
+#pragma once
+
+#include "kernels/encodings/views.h"
+#include "kernels/view.h"
+
+namespace ballast {
+
+enum class Activation : uint8_t { none, relu, gelu };  ///< gelu is x/2·(1 + erf(x/√2))
+
+template <class Encoding>
+struct Linear {
+  TensorView x;     ///< f32 [tokens, in_features]
+  Encoding weight;  ///< [out_features, in_features]
+  TensorView bias;  ///< f32 [out_features], or empty
+  TensorView
+      position_bias;  ///< f32 [positions, out_features], or empty; tokens beyond its rows get nothing added
+  TensorView positions;  ///< i32 [tokens]; needed with position_bias
+  Activation activation = Activation::none;
+  TensorView residual;  ///< f32 [tokens, out_features], or empty; may be y itself
+  OutputView y;         ///< f32 [tokens, out_features]
+
+  void check() const;
+};
+
+template <class Encoding>
+void Linear<Encoding>::check() const {
+  DimChecker dims("linear");
+  dims.bind("in_features", weight.in_features, "weight");
+  dims.bind("out_features", weight.out_features, "weight");
+  dims.match(x, "x", {"tokens", "in_features"});
+  dims.match(y, "y", {"tokens", "out_features"});
+  dims.dtype(x, "x", {DType::f32});
+  dims.dtype(y, "y", {DType::f32});
+  if (bias) dims.match(bias, "bias", {"out_features"});
+  if (residual) dims.match(residual, "residual", {"tokens", "out_features"});
+  if (position_bias) {
+    dims.match(position_bias, "position_bias", {"positions", "out_features"});
+    dims.match(positions, "positions", {"tokens"});
+    dims.dtype(positions, "positions", {DType::i32});
+  }
+  CHECK(weight.data, "linear: weight was not packed");
+  CHECK(x.data != y.data, "linear: y must not overwrite x");
+}
+
+}  // namespace ballast
