@@ -1,10 +1,24 @@
-// Stored layouts of affine weights: GPTQ v1 and v2, compressed-tensors pack-quantized. Bits are packed here and
-// nowhere else.
+// Stored layouts of affine weights: GPTQ v1 and v2, compressed-tensors pack-quantized. Bits are packed here
+// and nowhere else.
+//
+// GPTQ, for a module of out_features x in_features, G = in_features / group_size:
+//   qweight  I32 [in_features*bits/32, out_features]   codes along in_features, low bits first; 3-bit codes
+//   straddle qzeros   I32 [G, out_features*bits/32]             zero points along out_features; v1 stores
+//   zero point - 1 scales   F16 [G, out_features] g_idx    I32 [in_features]                         group of
+//   each column; may be missing
+// pack-quantized, P = 32 / bits rounded down:
+//   weight_packed     I32 [out_features, ceil(in_features/P)]   P codes a word, low bits first
+//   weight_scale      F16 [out_features, G]
+//   weight_zero_point I32 [ceil(out_features/P), G]             packed along out_features; missing if
+//   symmetric weight_shape      I64 [2]                                   out_features, in_features
+// whose codes and zero points are signed numbers plus 2^(bits-1): the same unsigned numbers that AffineMatrix
+// holds. BF16 and F32 scales are rounded to binary16 when read.
 #pragma once
 
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/io/checkpoint.h"
 #include "engine/io/checkpoint_writer.h"
@@ -17,27 +31,54 @@ enum class PackedLayout { gptq_v1, gptq_v2, pack_quantized };
 /// True when the layout can hold the matrix (gptq: in_features*bits and out_features*bits divide by 32).
 bool layout_holds(PackedLayout layout, int bits, int64_t out_features, int64_t in_features);
 
-/// What `quantization_config` in config.json says, as far as reading needs it.
+/// What `quantization_config` in config.json says, as far as reading needs it. Single modules of a GPTQ
+/// folder may be stored in pack-quantized form where GPTQ cannot hold their shape; their tensors' names tell.
 struct PackedConfig {
   PackedLayout layout = PackedLayout::gptq_v2;
-  int bits = 0;
+  int bits = 0;            ///< 0 (with `mixed` only): not given
   int64_t group_size = 0;  ///< -1: one group per row
   bool symmetric = false;
+  bool mixed = false;  ///< modules differ: bits and group size come from each module's tensors
+  bool mislabeled =
+      false;  ///< the label said v1 and the tensors are v2, or the reverse; `layout` is what they are
 };
-/// Empty for a float checkpoint. Error on an unknown or contradictory quantization_config.
+/// Empty for a float checkpoint. Error on an unknown or contradictory quantization_config. Without one in
+/// config.json a `quantize_config.json` counts, as older GPTQ folders have it.
 std::optional<PackedConfig> packed_config(const Checkpoint& checkpoint);
+/// As above, for the quantization_config object alone; `what` is its place in messages.
+std::optional<PackedConfig> parse_packed_config(const nlohmann::json& quantization_config,
+                                                const std::string& what);
+
+/// A module that differs from what the configuration says of all.
+struct PackedException {
+  std::string module;
+  PackedLayout layout = PackedLayout::gptq_v2;
+  int bits = 0;
+  int64_t group_size = 0;
+};
+/// The `quantization_config` that other tools and packed_config() read. `ignored` names linear modules kept
+/// in float.
+nlohmann::json packed_config_json(const PackedConfig& config,
+                                  const std::vector<PackedException>& exceptions = {},
+                                  const std::vector<std::string>& ignored = {});
 
 /// True when `prefix` (a module name such as "model.decoder.layers.0.fc1") is stored as an affine weight.
 bool has_packed_weight(const Checkpoint& checkpoint, const std::string& prefix);
 
 /// Reads the affine weight of module `prefix`. The layout, bits and group size come from the tensors and
-/// quantization_config together; contradictions, g_idx out of range, bad shapes, zero, NaN, infinite or subnormal
-/// scales are Errors. `g_idx` must be the natural order (column / group_size) or a static-group order that equals it.
+/// quantization_config together; contradictions, g_idx out of range, bad shapes, zero, NaN, infinite or
+/// subnormal scales are Errors. `g_idx` must keep each group's columns together (group_size neighbours each),
+/// in any order of groups; act-order without static groups is an Error.
 AffineMatrix read_packed(const Checkpoint& checkpoint, const std::string& prefix, int64_t out_features,
                          int64_t in_features);
+/// As above with the folder's configuration read once by the caller.
+AffineMatrix read_packed(const Checkpoint& checkpoint, const PackedConfig& config, const std::string& prefix,
+                         int64_t out_features, int64_t in_features);
 
-/// Writes the tensors of `matrix` under `prefix`. Error when the layout cannot hold it.
+/// Writes the tensors of `matrix` under `prefix`. Error when the layout cannot hold it or a scale is
+/// subnormal (which no reader accepts). `symmetric` promises that all zero points are 2^(bits-1), and then
+/// pack-quantized leaves them out as its other readers expect.
 void write_packed(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
-                  PackedLayout layout);
+                  PackedLayout layout, bool symmetric = false);
 
 }  // namespace ballast

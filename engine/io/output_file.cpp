@@ -1,0 +1,82 @@
+#include "engine/io/output_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "kernels/check.h"
+
+namespace ballast {
+
+OutputFile::OutputFile(std::filesystem::path path) : path_(std::move(path)) {
+  file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (file_ < 0) fail("create");
+}
+
+OutputFile::OutputFile(OutputFile&& other) noexcept
+    : path_(std::move(other.path_)), file_(std::exchange(other.file_, -1)), size_(other.size_) {}
+
+OutputFile::~OutputFile() {
+  if (file_ >= 0) ::close(file_);
+}
+
+void OutputFile::fail(const char* action) const {
+  throw RuntimeFailure(str(path_.string(), ": cannot ", action, ": ", std::strerror(errno)));
+}
+
+void OutputFile::write(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(file_, bytes.data(), std::min(bytes.size(), size_t(1) << 30));
+    if (count < 0 && errno == EINTR) continue;
+    if (count == 0) errno = ENOSPC;  // a short write without a reason: the next one would have said so
+    if (count <= 0) fail("write");
+    bytes.remove_prefix(size_t(count));
+    size_ += uint64_t(count);
+  }
+}
+
+void OutputFile::read_at(uint64_t offset, char* buffer, size_t size) const {
+  while (size > 0) {
+    const ssize_t count = ::pread(file_, buffer, size, off_t(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count == 0) errno = EIO;
+    if (count <= 0) fail("read back");
+    buffer += count;
+    offset += uint64_t(count);
+    size -= size_t(count);
+  }
+}
+
+void OutputFile::discard(uint64_t offset, uint64_t size) const {
+  if (size > 0)
+    (void)::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(size));
+}
+
+void OutputFile::finish() {
+  if (::fsync(file_) != 0) fail("write to disk");
+  if (::close(std::exchange(file_, -1)) != 0) fail("close");
+}
+
+uint64_t free_space(const std::filesystem::path& folder) {
+  struct statvfs status {};
+  if (::statvfs(folder.c_str(), &status) != 0) return UINT64_MAX;
+  return uint64_t(status.f_bavail) * status.f_frsize;
+}
+
+void sync_folder(const std::filesystem::path& folder) {
+  const int file = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const bool failed = file < 0 || ::fsync(file) != 0;
+  const int reason = errno;
+  if (file >= 0) ::close(file);
+  // EINVAL: a file system without folder syncs has nothing to make durable.
+  if (failed && reason != EINVAL)
+    throw RuntimeFailure(str(folder.string(), ": cannot write to disk: ", std::strerror(reason)));
+}
+
+}  // namespace ballast

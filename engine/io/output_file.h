@@ -1,0 +1,43 @@
+// A new file, written whole and synced, with failures that say what could not be written.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+namespace ballast {
+
+/// Move-only owner of a file descriptor. Every failure is a RuntimeFailure naming path and reason.
+class OutputFile {
+ public:
+  /// Creates `path`; readable too.
+  explicit OutputFile(std::filesystem::path path);
+  OutputFile(OutputFile&& other) noexcept;
+  OutputFile& operator=(OutputFile&&) = delete;
+  ~OutputFile();
+
+  void write(std::string_view bytes);
+  /// Bytes [offset, offset + size) of what was written, into `buffer`.
+  void read_at(uint64_t offset, char* buffer, size_t size) const;
+  /// Gives the disk space of [offset, offset + size) back, where the file system can; the bytes become zeros.
+  void discard(uint64_t offset, uint64_t size) const;
+  /// fsync and close.
+  void finish();
+
+  uint64_t size() const { return size_; }
+
+ private:
+  [[noreturn]] void fail(const char* action) const;
+
+  std::filesystem::path path_;
+  int file_ = -1;
+  uint64_t size_ = 0;
+};
+
+/// Bytes that an unprivileged process may still write where `folder` is; 2^64-1 if unknown.
+uint64_t free_space(const std::filesystem::path& folder);
+/// Makes renames and removals in `folder` durable.
+void sync_folder(const std::filesystem::path& folder);
+
+}  // namespace ballast

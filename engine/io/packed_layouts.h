@@ -1,0 +1,48 @@
+// The layouts behind packed.h, one file each, and what they share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/io/packed.h"
+
+namespace ballast {
+
+/// A module being read: where its tensors are and what they have to be.
+struct PackedSource {
+  const Checkpoint& checkpoint;
+  const PackedConfig& config;
+  const std::string& prefix;
+  int64_t out_features;
+  int64_t in_features;
+
+  std::string name(const char* suffix) const { return prefix + "." + suffix; }
+  [[noreturn]] void fail(const char* suffix, const std::string& reason) const;
+  /// The tensor, which must have two dimensions with the given size along one of them.
+  const StoredTensor& matrix(const char* suffix, int axis, int64_t size) const;
+  void expect(const StoredTensor& tensor, const char* suffix, const char* dtype,
+              const std::vector<int64_t>& shape) const;
+  /// Group size for `groups` groups per row; Error unless it agrees with the configuration.
+  int64_t group_size(const char* suffix, int64_t groups) const;
+  /// Error unless `bits` agrees with the configuration.
+  void check_bits(const char* suffix, int bits) const;
+  /// Scales as binary16, in the tensor's order. Error for a dtype that is not float and for unusable values.
+  std::vector<uint16_t> scales(const StoredTensor& tensor, const char* suffix) const;
+  /// For each block of `group_size` columns the stored group that holds its scales. Natural order without the
+  /// tensor.
+  std::vector<int64_t> group_order(const char* suffix, int64_t group_size) const;
+};
+
+AffineMatrix read_gptq(const PackedSource& source);
+AffineMatrix read_pack_quantized(const PackedSource& source);
+void write_gptq(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
+                bool minus_one);
+void write_pack_quantized(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
+                          bool symmetric);
+
+/// Which version the stored zero points are: for symmetric weights (`symmetric`) all are 2^(bits-1) in v2 and
+/// one less in v1, whatever the label says; else the label is believed. `tensor` is a qzeros.
+PackedLayout gptq_version(const Checkpoint& checkpoint, const StoredTensor& tensor, int bits, bool symmetric,
+                          PackedLayout label);
+
+}  // namespace ballast
