@@ -8,6 +8,7 @@
 #include "kernels/ops/attention.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/factorize.h"
+#include "kernels/ops/gather.h"
 #include "kernels/ops/layernorm.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/rank_update.h"
@@ -44,6 +45,7 @@ class Backend {
   virtual void run(const Linear<AffineView>& op) = 0;
   virtual void run(const Embedding<DenseView>& op) = 0;
   virtual void run(const Embedding<AffineView>& op) = 0;
+  virtual void run(const GatherRows& op) = 0;
   virtual void run(const LayerNorm& op) = 0;
   virtual void run(const Attention& op) = 0;
   virtual void run(const SecondMoment& op) = 0;

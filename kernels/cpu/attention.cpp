@@ -36,6 +36,7 @@ AttentionTask task_for(const Attention& op, const AttentionSpan& span) {
 
 void CpuBackend::run(const Attention& op) {
   op.check();
+  CHECK(op.cache.contiguous(), "attention: cache has gaps");
   const int64_t spans = int64_t(op.spans.size());
   pool_.parallel(spans * op.heads, [&](int, int64_t first, int64_t last) {
     for (int64_t unit = first; unit < last; ++unit)

@@ -79,7 +79,10 @@ static inline float softmax(float* scores, int64_t count) {
   F highest = lowest;
   for (int64_t b = 0; b < blocks; ++b) {
     F value = load(scores + b * kLanes);
-    if (b == blocks - 1) value = first(tail, value, lowest);
+    if (b == blocks - 1) {  // the last page's unused positions hold whatever was in memory
+      value = first(tail, value, lowest);
+      store(scores + b * kLanes, value);
+    }
     highest = max(highest, value);
   }
   float lanes[kLanes];

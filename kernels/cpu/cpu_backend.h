@@ -44,6 +44,7 @@ class CpuBackend final : public Backend {
   void run(const Linear<AffineView>& op) override;
   void run(const Embedding<DenseView>& op) override;
   void run(const Embedding<AffineView>& op) override;
+  void run(const GatherRows& op) override;
   void run(const LayerNorm& op) override;
   void run(const Attention& op) override;
   void run(const SecondMoment& op) override;
@@ -62,6 +63,7 @@ class CpuBackend final : public Backend {
   /// times `sign`.
   void pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride, int64_t k_stride,
                    float sign, float* x_blocks);
+  void mirror_lower(double* out, int64_t size);
   float* thread_scratch(int thread, int64_t floats) { return scratch_[size_t(thread)].floats(floats); }
 
   const KernelTable& kernels_;

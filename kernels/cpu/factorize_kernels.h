@@ -7,18 +7,36 @@
 
 namespace ballast::BALLAST_ISA {
 
-typedef double D8 __attribute__((vector_size(64), aligned(8), may_alias));
+// One register of doubles; eight columns are a fixed number of them. (One 64-byte vector type for all would
+// do, but compilers keep it in memory where registers are narrower.)
+#if defined(BALLAST_AVX512)
+inline constexpr int kDoubleBytes = 64;
+#elif defined(BALLAST_AVX2)
+inline constexpr int kDoubleBytes = 32;
+#else
+inline constexpr int kDoubleBytes = 16;
+#endif
+inline constexpr int kVectors = 64 / kDoubleBytes;
+inline constexpr int kDoubles = kDoubleBytes / 8;
+typedef double D __attribute__((vector_size(kDoubleBytes), aligned(8), may_alias));
 
+// ROWS x 8 elements of out in registers.
 template <int ROWS>
 static inline void update_block(const double* a, int64_t a_stride, const double* b, int64_t b_stride,
                                 int64_t rank, double* out, int64_t out_stride) {
-  D8 sums[ROWS];
-  for (int i = 0; i < ROWS; ++i) sums[i] = *reinterpret_cast<const D8*>(out + i * out_stride);
+  D sums[ROWS][kVectors];
+  for (int i = 0; i < ROWS; ++i)
+    for (int v = 0; v < kVectors; ++v)
+      sums[i][v] = *reinterpret_cast<const D*>(out + i * out_stride + v * kDoubles);
   for (int64_t r = 0; r < rank; ++r) {
-    const D8 row = *reinterpret_cast<const D8*>(b + r * b_stride);
-    for (int i = 0; i < ROWS; ++i) sums[i] -= a[i * a_stride + r] * row;
+    D row[kVectors];
+    for (int v = 0; v < kVectors; ++v) row[v] = *reinterpret_cast<const D*>(b + r * b_stride + v * kDoubles);
+    for (int i = 0; i < ROWS; ++i)
+      for (int v = 0; v < kVectors; ++v) sums[i][v] -= a[i * a_stride + r] * row[v];
   }
-  for (int i = 0; i < ROWS; ++i) *reinterpret_cast<D8*>(out + i * out_stride) = sums[i];
+  for (int i = 0; i < ROWS; ++i)
+    for (int v = 0; v < kVectors; ++v)
+      *reinterpret_cast<D*>(out + i * out_stride + v * kDoubles) = sums[i][v];
 }
 
 static void update_f64(const double* a, int64_t a_stride, const double* b, int64_t b_stride, int64_t rank,

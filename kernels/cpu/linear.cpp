@@ -22,9 +22,13 @@ void CpuBackend::pack_blocks(const float* x, int64_t tokens, int64_t features, i
     for (int64_t block = first; block < last; ++block) {
       const int64_t token = block * width_max, width = std::min(width_max, tokens - token);
       float* out = x_blocks + token * features;
-      for (int64_t t = 0; t < width; ++t) {
-        const float* in = x + (token + t) * token_stride;
-        for (int64_t k = 0; k < features; ++k) out[k * width + t] = sign * in[k * k_stride];
+      const float* in = x + token * token_stride;
+      if (k_stride == 1) {  // read along a token, or along k where tokens are adjacent
+        for (int64_t t = 0; t < width; ++t)
+          for (int64_t k = 0; k < features; ++k) out[k * width + t] = sign * in[t * token_stride + k];
+      } else {
+        for (int64_t k = 0; k < features; ++k)
+          for (int64_t t = 0; t < width; ++t) out[k * width + t] = sign * in[k * k_stride + t * token_stride];
       }
     }
   };
@@ -39,6 +43,8 @@ void CpuBackend::pack_blocks(const float* x, int64_t tokens, int64_t features, i
 template <class Encoding>
 void CpuBackend::run_linear(const Linear<Encoding>& op) {
   op.check();
+  CHECK(!op.position_bias || op.position_bias.contiguous(),
+        "linear: position_bias has gaps between its rows");
   const int64_t tokens = op.x.shape[0], features = op.weight.in_features;
   if (tokens == 0) return;
   // A block of one token is the token itself.
@@ -146,9 +152,19 @@ void CpuBackend::run(const SecondMoment& op) {
       }
     });
   }
-  if (!symmetric) return;
-  for (int64_t i = 0; i < rows; ++i)  // the lower triangle is complete; mirror it
-    for (int64_t j = i + 1; j < columns; ++j) op.out[i * columns + j] = op.out[j * columns + i];
+  if (symmetric) mirror_lower(op.out, rows);
+}
+
+// out[i][j] = out[j][i] for i < j, in squares: reading down a whole column would miss the cache every time.
+void CpuBackend::mirror_lower(double* out, int64_t size) {
+  constexpr int64_t kSquare = 32;
+  pool_.parallel((size + kSquare - 1) / kSquare, [&](int, int64_t first, int64_t last) {
+    for (int64_t i0 = first * kSquare; i0 < std::min(size, last * kSquare); i0 += kSquare)
+      for (int64_t j0 = i0; j0 < size; j0 += kSquare)
+        for (int64_t i = i0; i < std::min(size, i0 + kSquare); ++i)
+          for (int64_t j = std::max(i + 1, j0); j < std::min(size, j0 + kSquare); ++j)
+            out[i * size + j] = out[j * size + i];
+  });
 }
 
 }  // namespace ballast

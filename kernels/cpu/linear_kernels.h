@@ -20,36 +20,8 @@ inline constexpr int kTokenBlock = 6;
 #else
 inline constexpr int kTokenBlock = 4;
 #endif
-
-// Sixteen codes of BITS bits each, lowest bits first, as bytes.
-template <int BITS>
-static inline void spread_codes(const uint8_t* packed, uint8_t* bytes) {
-  for (int half = 0; half < 2; ++half) {
-    uint64_t field = 0;
-    __builtin_memcpy(&field, packed + half * BITS, BITS);
-#if defined(BALLAST_AVX2) || defined(BALLAST_AVX512)
-    const uint64_t spread = _pdep_u64(field, 0x0101010101010101ull * ((1u << BITS) - 1u));
-    __builtin_memcpy(bytes + 8 * half, &spread, 8);
-#else
-    for (int i = 0; i < 8; ++i) bytes[8 * half + i] = uint8_t((field >> (BITS * i)) & ((1u << BITS) - 1u));
-#endif
-  }
-}
-
-static inline int bits_of(TileKind kind) {
-  switch (kind) {
-    case TileKind::affine2:
-      return 2;
-    case TileKind::affine3:
-      return 3;
-    case TileKind::affine4:
-      return 4;
-    case TileKind::affine8:
-      return 8;
-    default:
-      return 0;
-  }
-}
+// Up to this many tokens, kMaxTilesAtOnce tiles share one pass.
+inline constexpr int kTokensOfManyTiles = 2;
 
 static inline int64_t group_bytes(int bits, int64_t group_size) {
   return group_size * 2 * bits + 3 * kTileRows;
@@ -66,19 +38,13 @@ static void decode_affine(const TiledWeight& weight, const uint8_t* tile, int64_
     const uint8_t* codes = tile + group * per_group;
     const uint8_t* facts = codes + weight.group_size * 2 * BITS;
     const F scale = load_half(reinterpret_cast<const uint16_t*>(facts));
-    const F zero = load_bytes(facts + 2 * kTileRows);
+    const F offset = mul(load_bytes(facts + 2 * kTileRows), sub(broadcast(0), scale));
     codes += (k - group * weight.group_size) * 2 * BITS;
-    for (; k < end; ++k, codes += 2 * BITS, out += kTileRows) {
-      F code;
-      if constexpr (BITS == 8) {
-        code = load_bytes(codes);
-      } else {
-        alignas(16) uint8_t bytes[16];
-        spread_codes<BITS>(codes, bytes);
-        code = load_bytes(bytes);
-      }
-      store(out, mul(sub(code, zero), scale));
-    }
+    // Equals scale · (code − zero): every product here has at most 19 significant bits, so nothing is
+    // rounded.
+#pragma GCC unroll 4
+    for (; k < end; ++k, codes += 2 * BITS, out += kTileRows)
+      store(out, fma(load_codes<BITS>(codes), scale, offset));
   }
 }
 
@@ -140,9 +106,11 @@ template <int TILES>
 static void multiply_any(int64_t width, const float* x, const float* const* w, int64_t count, bool fresh,
                          float* partial, int64_t tile_stride) {
   switch (width) {
-#define BALLAST_WIDTH(n) \
-  case n:                \
-    return multiply<n, TILES>(x, w, count, fresh, partial, tile_stride);
+#define BALLAST_WIDTH(n)                                                   \
+  case n:                                                                  \
+    if constexpr (TILES == 1 || n <= kTokensOfManyTiles)                   \
+      return multiply<n, TILES>(x, w, count, fresh, partial, tile_stride); \
+    __builtin_trap();
     BALLAST_WIDTH(1)
     BALLAST_WIDTH(2)
     BALLAST_WIDTH(3)
@@ -224,7 +192,8 @@ static void linear_tiles(const LinearTask& task, int64_t tile) {
 
 static void linear(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
   int64_t tile = first_tile;
-  if (task.tokens <= 2)  // few chains a tile: several tiles at once keep the multipliers busy
+  if (task.tokens <=
+      kTokensOfManyTiles)  // few chains a tile: several tiles at once keep the multipliers busy
     for (; tile + kMaxTilesAtOnce <= last_tile; tile += kMaxTilesAtOnce)
       linear_tiles<kMaxTilesAtOnce>(task, tile);
   for (; tile < last_tile; ++tile) linear_tiles<1>(task, tile);

@@ -73,6 +73,22 @@ static inline F load_bfloat(const uint16_t* p) {
 static inline F load_bytes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+// Sixteen codes of BITS bits each, lowest bits first. The upper eight are read from the last four bytes, so
+// that nothing beyond the codes is touched.
+template <int BITS>
+static inline F load_codes(const uint8_t* p) {
+  if constexpr (BITS == 8) return load_bytes(p);
+  constexpr int B = BITS % 8, kUpper = 32 - 8 * B;
+  int32_t lower, upper;
+  __builtin_memcpy(&lower, p, 4);
+  __builtin_memcpy(&upper, p + 2 * B - 4, 4);
+  const __m512i shifts =
+      _mm512_setr_epi32(0, B, 2 * B, 3 * B, 4 * B, 5 * B, 6 * B, 7 * B, kUpper, kUpper + B, kUpper + 2 * B,
+                        kUpper + 3 * B, kUpper + 4 * B, kUpper + 5 * B, kUpper + 6 * B, kUpper + 7 * B);
+  const __m512i fields = _mm512_mask_set1_epi32(_mm512_set1_epi32(lower), 0xFF00, upper);
+  return {_mm512_cvtepi32_ps(
+      _mm512_and_si512(_mm512_srlv_epi32(fields, shifts), _mm512_set1_epi32((1 << B) - 1)))};
+}
 // Lanes below `count` from a, the others from b.
 static inline F first(int count, F a, F b) {
   return {_mm512_mask_blend_ps(__mmask16((1u << count) - 1u), b.v, a.v)};
@@ -133,6 +149,19 @@ static inline F load_bytes(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+template <int BITS>
+static inline F load_codes(const uint8_t* p) {
+  if constexpr (BITS == 8) return load_bytes(p);
+  constexpr int B = BITS % 8, kUpper = 32 - 8 * B;
+  int32_t lower, upper;
+  __builtin_memcpy(&lower, p, 4);
+  __builtin_memcpy(&upper, p + 2 * B - 4, 4);
+  const __m256i mask = _mm256_set1_epi32((1 << B) - 1);
+  const __m256i lo = _mm256_setr_epi32(0, B, 2 * B, 3 * B, 4 * B, 5 * B, 6 * B, 7 * B);
+  const __m256i hi = _mm256_add_epi32(lo, _mm256_set1_epi32(kUpper));
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(lower), lo), mask)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(upper), hi), mask))};
 }
 static inline F first(int count, F a, F b) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -198,6 +227,16 @@ static inline F load_bfloat(const uint16_t* p) {
 }
 static inline F load_bytes(const uint8_t* p) {
   BALLAST_EACH(float(p[i]));
+}
+template <int BITS>
+static inline F load_codes(const uint8_t* p) {
+  F out;
+  for (int half = 0; half < 2; ++half) {
+    uint64_t field = 0;
+    __builtin_memcpy(&field, p + half * BITS, BITS);
+    for (int i = 0; i < 8; ++i) out.v[8 * half + i] = float((field >> (BITS * i)) & ((1u << BITS) - 1u));
+  }
+  return out;
 }
 static inline F first(int count, F a, F b) {
   BALLAST_EACH(i < count ? a.v[i] : b.v[i]);

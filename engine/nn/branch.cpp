@@ -1,0 +1,42 @@
+#include "engine/nn/branch.h"
+
+namespace ballast::nn {
+
+TensorView Branch::expand_input(const ForwardContext& context, const TensorView& hidden) {
+  TensorView x = hidden;
+  if (norm_place == NormPlace::before) {
+    const OutputView normed = context.workspace.floats(hidden.shape);
+    norm.forward(context, hidden, normed);
+    x = normed;
+  }
+  context.observe(*expand().front(), x);
+  return x;
+}
+
+TensorView Branch::contract_input(const ForwardContext& context, const TensorView& x) {
+  const OutputView u = context.workspace.floats({x.shape[0], contract().in_features()});
+  mix(context, x, u);
+  context.observe(contract(), u);
+  return u;
+}
+
+void Branch::finish(const ForwardContext& context, const TensorView& u, const OutputView& hidden) {
+  contract().forward(context, u, hidden, {.residual = hidden});
+  if (norm_place == NormPlace::after) norm.forward(context, hidden, hidden);
+}
+
+void Branch::forward(const ForwardContext& context, const OutputView& hidden) {
+  Workspace::Scope scope(context.workspace);
+  finish(context, contract_input(context, expand_input(context, hidden)), hidden);
+}
+
+int64_t Block::bytes() const {
+  int64_t total = 0;
+  for (const auto& branch : branches) {
+    for (const Linear* layer : branch->expand()) total += layer->bytes();
+    total += branch->contract().bytes() + branch->norm.weight.bytes() + branch->norm.bias.bytes();
+  }
+  return total;
+}
+
+}  // namespace ballast::nn

@@ -1,0 +1,32 @@
+// What one forward pass borrows. Outlives no call and is never global.
+#pragma once
+
+#include <span>
+
+#include "engine/core/workspace.h"
+#include "engine/nn/observer.h"
+#include "kernels/ops/attention.h"
+
+namespace ballast::nn {
+
+/// The rows of one pass: tokens of one or more sequences, each sequence's rows consecutive.
+struct BatchRows {
+  TensorView ids;        ///< i32 [tokens]
+  TensorView positions;  ///< i32 [tokens], counted from 0 in each sequence
+  std::span<const AttentionSpan> spans;
+  int64_t tokens() const { return ids.shape[0]; }
+};
+
+struct ForwardContext {
+  Backend& backend;
+  Workspace& workspace;
+  const BatchRows& batch;
+  std::span<const OutputView> cache;  ///< one view per layer, see ops/attention.h
+  Observer* observer = nullptr;
+
+  void observe(const Linear& layer, const TensorView& x) const {
+    if (observer) observer->input(layer, x);
+  }
+};
+
+}  // namespace ballast::nn

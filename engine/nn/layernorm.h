@@ -1,0 +1,21 @@
+// Layer normalization; weight and bias may be absent (layer_norm_elementwise_affine false).
+#pragma once
+
+#include "engine/nn/context.h"
+
+namespace ballast::nn {
+
+class LayerNorm {
+ public:
+  Tensor weight;  ///< f32 [hidden], or empty
+  Tensor bias;    ///< f32 [hidden], or empty
+  float epsilon = 1e-5f;
+
+  /// y may be x.
+  void forward(const ForwardContext& context, const TensorView& x, const OutputView& y) const {
+    context.backend.run(
+        ballast::LayerNorm{.x = x, .weight = weight.view(), .bias = bias.view(), .epsilon = epsilon, .y = y});
+  }
+};
+
+}  // namespace ballast::nn

@@ -1,0 +1,36 @@
+// y = activation(x·Wᵀ + b) + residual, with the weight in whatever encoding it was loaded.
+#pragma once
+
+#include <string>
+
+#include "engine/core/weight.h"
+#include "engine/nn/context.h"
+
+namespace ballast::nn {
+
+class Linear {
+ public:
+  std::string name;  ///< Hugging Face module name, "model.decoder.layers.0.fc1"
+  Weight weight;     ///< [out_features, in_features]
+  Tensor bias;       ///< f32 [out_features], or empty
+  Tensor
+      position_bias;  ///< f32 [positions, out_features], or empty: position compensation, relative to `bias`
+
+  int64_t out_features() const { return weight.out_features(); }
+  int64_t in_features() const { return weight.in_features(); }
+  /// Bytes read by one use.
+  int64_t bytes() const { return weight.bytes() + bias.bytes(); }
+
+  struct Epilogue {
+    Activation activation = Activation::none;
+    TensorView residual;  ///< f32 [tokens, out_features], or empty; may be y
+  };
+  /// x: f32 [tokens, in_features]; y: f32 [tokens, out_features].
+  void forward(const ForwardContext& context, const TensorView& x, const OutputView& y,
+               const Epilogue& epilogue) const;
+  void forward(const ForwardContext& context, const TensorView& x, const OutputView& y) const {
+    forward(context, x, y, Epilogue{});
+  }
+};
+
+}  // namespace ballast::nn

@@ -1,0 +1,31 @@
+// The rows of one pass in host memory, built sequence by sequence.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "engine/nn/context.h"
+#include "engine/runtime/kv_cache.h"
+
+namespace ballast {
+
+class Batch {
+ public:
+  /// Appends `ids` at positions past, past + 1, …; `pages` must cover them and outlive the batch.
+  void add(std::span<const int32_t> ids, int64_t past, const PageTable& pages);
+  /// Asks for the logits of the row added last.
+  void want_logits() { logit_rows_.push_back(int32_t(ids_.size()) - 1); }
+  void clear();
+
+  bool empty() const { return ids_.empty(); }
+  int64_t tokens() const { return int64_t(ids_.size()); }
+  const std::vector<int32_t>& logit_rows() const { return logit_rows_; }
+  /// Views into this batch, valid until it changes.
+  nn::BatchRows rows() const;
+
+ private:
+  std::vector<int32_t> ids_, positions_, logit_rows_;
+  std::vector<AttentionSpan> spans_;
+};
+
+}  // namespace ballast

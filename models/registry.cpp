@@ -1,0 +1,35 @@
+#include "models/registry.h"
+
+#include "engine/io/json.h"
+#include "models/opt.h"
+
+namespace ballast {
+namespace {
+
+struct Row {
+  const char* model_type;  ///< config.json's model_type
+  std::unique_ptr<nn::Model> (*build)(const Checkpoint&, Backend&);
+};
+
+constexpr Row kArchitectures[] = {
+    {"opt", build_opt},
+};
+
+}  // namespace
+
+std::unique_ptr<nn::Model> load_model(const Checkpoint& checkpoint, Backend& backend) {
+  const std::string file = (checkpoint.folder() / "config.json").string();
+  const std::string type = json_string(checkpoint.config(), "model_type", file);
+  std::string known;
+  for (const Row& row : kArchitectures) {
+    if (type == row.model_type) {
+      auto model = row.build(checkpoint, backend);
+      checkpoint.check_intact();
+      return model;
+    }
+    known += (known.empty() ? "" : ", ") + std::string(row.model_type);
+  }
+  throw Error(str(file, ": model_type is \"", type, "\", expected one of: ", known));
+}
+
+}  // namespace ballast

@@ -1,0 +1,57 @@
+#include "models/weight_loader.h"
+
+#include "engine/io/packed.h"
+
+namespace ballast {
+
+Weight WeightLoader::weight(const std::string& name, int64_t rows, int64_t columns) const {
+  if (has_packed_weight(checkpoint_, name))
+    return Weight::affine(backend_, read_packed(checkpoint_, name, rows, columns));
+  return weight_from(name, rows, columns, 0);
+}
+
+Weight WeightLoader::weight_from(const std::string& name, int64_t rows, int64_t columns,
+                                 int64_t first) const {
+  const std::string tensor = name + ".weight";
+  const TensorView stored = checkpoint_.weight(tensor, {rows, columns});
+  Weight weight = Weight::dense(backend_, stored.rows(first, rows - first));
+  checkpoint_.release(checkpoint_.require(tensor));
+  return weight;
+}
+
+Tensor WeightLoader::vector(const std::string& tensor, int64_t size) const {
+  checkpoint_.weight(tensor, {size});
+  return Tensor::from_floats(backend_, checkpoint_.floats(checkpoint_.require(tensor)), {size});
+}
+
+nn::Linear WeightLoader::linear(const std::string& name, int64_t out_features, int64_t in_features,
+                                bool biased) const {
+  nn::Linear layer;
+  layer.name = name;
+  layer.weight = weight(name, out_features, in_features);
+  // Quantized folders of bias-free models carry a bias everywhere, so look rather than trust the flag alone.
+  if (biased || has(name + ".bias")) {
+    layer.bias = vector(name + ".bias", out_features);
+  } else if (has(name + kCompensationSuffix)) {
+    layer.bias = vector(name + kCompensationSuffix, out_features);
+  }
+  if (const StoredTensor* table = checkpoint_.find(name + kPositionCompensationSuffix)) {
+    if (table->shape.size() != 2)
+      throw Error(str(checkpoint_.folder().string(), ": ", table->name, " has rank ", table->shape.size(),
+                      ", expected 2"));
+    checkpoint_.weight(table->name, {table->shape[0], out_features});
+    layer.position_bias =
+        Tensor::from_floats(backend_, checkpoint_.floats(*table), {table->shape[0], out_features});
+  }
+  return layer;
+}
+
+nn::LayerNorm WeightLoader::layernorm(const std::string& name, int64_t hidden, bool affine) const {
+  nn::LayerNorm norm;
+  if (!affine) return norm;
+  norm.weight = vector(name + ".weight", hidden);
+  norm.bias = vector(name + ".bias", hidden);
+  return norm;
+}
+
+}  // namespace ballast

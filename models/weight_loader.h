@@ -1,0 +1,40 @@
+// Layers from a checkpoint's tensors by their Hugging Face names, float or quantized.
+#pragma once
+
+#include <string>
+
+#include "engine/io/checkpoint.h"
+#include "engine/nn/layernorm.h"
+#include "engine/nn/linear.h"
+
+namespace ballast {
+
+/// Names of the tensors that hold compensation outside a bias.
+inline constexpr const char* kCompensationSuffix = ".compensation";  ///< f16 or f32 [out_features]
+inline constexpr const char* kPositionCompensationSuffix =
+    ".position_compensation";  ///< f16 or f32 [positions, out_features]
+
+class WeightLoader {
+ public:
+  WeightLoader(const Checkpoint& checkpoint, Backend& backend) : checkpoint_(checkpoint), backend_(backend) {}
+
+  bool has(const std::string& tensor) const { return checkpoint_.find(tensor) != nullptr; }
+  /// `name`.weight [rows, columns] in the dtype it is stored in, or the packed weight of module `name`. The
+  /// file's pages are released once copied.
+  Weight weight(const std::string& name, int64_t rows, int64_t columns) const;
+  /// Rows [first, rows) of `name`.weight.
+  Weight weight_from(const std::string& name, int64_t rows, int64_t columns, int64_t first) const;
+  /// A linear layer; with `biased` its bias must be there. Compensation tensors are picked up where they
+  /// exist.
+  nn::Linear linear(const std::string& name, int64_t out_features, int64_t in_features, bool biased) const;
+  /// weight and bias [hidden], or neither when not `affine`; without `biased` the bias is left out.
+  nn::LayerNorm layernorm(const std::string& name, int64_t hidden, bool affine) const;
+
+ private:
+  Tensor vector(const std::string& tensor, int64_t size) const;
+
+  const Checkpoint& checkpoint_;
+  Backend& backend_;
+};
+
+}  // namespace ballast

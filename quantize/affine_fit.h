@@ -1,0 +1,29 @@
+// Scale and zero point of one group of weights (GPTQ's grid, arXiv 2210.17323, released code: min-max, the
+// range always holding 0).
+//
+// Differs from the released code: the scale is rounded to binary16 first, and zero point and codes are chosen
+// for the rounded scale, because that is the scale the file stores.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "quantize/recipe.h"
+
+namespace ballast {
+
+struct Grid {
+  float scale = 1;  ///< a normal binary16 value
+  int zero_point = 0;
+  int max_code = 0;
+
+  /// Nearest code, ties to even.
+  int code(float weight) const;
+  float value(int code) const { return scale * float(code - zero_point); }
+  float round(float weight) const { return value(code(weight)); }
+};
+
+/// Grid for the given weights. Throws Error when a weight is not finite or its range overflows binary16.
+Grid fit_grid(std::span<const float> weights, const GridOptions& options);
+
+}  // namespace ballast

@@ -1,0 +1,124 @@
+#include "quantize/column_solver.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace ballast {
+namespace {
+
+constexpr int64_t kBlockColumns = 128;
+constexpr double kLargestDamping = 10;
+
+bool natural(const std::vector<int32_t>& order) {
+  for (size_t i = 0; i < order.size(); ++i)
+    if (order[i] != int32_t(i)) return false;
+  return true;
+}
+
+}  // namespace
+
+std::vector<double> hessian_of(const Statistics& statistics, bool centred) {
+  CHECK(!statistics.moment.empty() && statistics.count > 0);
+  std::vector<double> h(statistics.moment);
+  const double scale = 1 / double(statistics.count);
+  for (double& value : h) value *= scale;
+  if (!centred) return h;
+  const std::vector<double> mean = statistics.mean();
+  const int64_t n = statistics.features;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) h[size_t(i * n + j)] -= mean[size_t(i)] * mean[size_t(j)];
+  return h;
+}
+
+InverseFactor factorize(Backend& backend, const Statistics& statistics, const FactorOptions& options,
+                        const std::string& layer) {
+  const int64_t n = statistics.features;
+  const std::vector<double> h = hessian_of(statistics, options.centred);
+  InverseFactor factor;
+  factor.size = n;
+  factor.dead.resize(size_t(n));
+  double trace = 0;
+  std::vector<double> diagonal(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    const double value = h[size_t(i * n + i)];
+    if (!std::isfinite(value))
+      throw Error(
+          str(layer, ": the second moment of input ", i, " is not finite; the model's activations overflow"));
+    factor.dead[size_t(i)] = statistics.moment[size_t(i * n + i)] == 0;
+    diagonal[size_t(i)] = factor.dead[size_t(i)] ? 1 : std::max(value, 0.0);
+    trace += diagonal[size_t(i)];
+  }
+  factor.order.resize(size_t(n));
+  std::iota(factor.order.begin(), factor.order.end(), 0);
+  if (options.act_order)
+    std::stable_sort(factor.order.begin(), factor.order.end(),
+                     [&](int32_t a, int32_t b) { return diagonal[size_t(a)] > diagonal[size_t(b)]; });
+
+  std::vector<double> u(static_cast<size_t>(n * n));
+  for (factor.damping = options.damping;; factor.damping *= 10) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row = factor.order[size_t(i)];
+      for (int64_t j = 0; j < n; ++j) u[size_t(i * n + j)] = h[size_t(row * n + factor.order[size_t(j)])];
+      u[size_t(i * n + i)] = diagonal[size_t(row)] + factor.damping * trace / double(n);
+    }
+    if (backend.run(FactorizeInverse{.h = u.data(), .size = n})) break;
+    if (factor.damping >= kLargestDamping)
+      throw Error(str(layer, ": the second moment of its inputs is not positive definite even with damping ",
+                      factor.damping, "; use more or other calibration text"));
+  }
+  factor.u.assign(u.begin(), u.end());
+  return factor;
+}
+
+void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem problem,
+                   ColumnRounder& rounder) {
+  const int64_t n = factor.size, rows = problem.rows;
+  CHECK(int64_t(problem.weight.size()) == rows * n);
+  CHECK(!problem.dynamic_groups || natural(factor.order), "dynamic groups need the natural column order");
+  std::vector<float> work(static_cast<size_t>(rows * n));
+  backend.parallel_for(rows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t column = factor.order[size_t(i)];
+        // A weight that only ever meets zeros is free: 0 costs nothing and leaves no error to feed back.
+        work[size_t(row * n + i)] =
+            factor.dead[size_t(column)] ? 0.0f : problem.weight[size_t(row * n + column)];
+      }
+  });
+  problem.weight = {};
+  std::vector<float> errors(static_cast<size_t>(rows * kBlockColumns));
+  for (int64_t start = 0; start < n;) {
+    // Blocks end where groups begin, so that a group's grid sees every error fed back so far.
+    int64_t stop = std::min(n, start + kBlockColumns);
+    if (problem.dynamic_groups && problem.group_size > kBlockColumns)
+      stop = std::min(stop, (start / problem.group_size + 1) * problem.group_size);
+    else if (problem.dynamic_groups && stop < n)
+      stop -= stop % problem.group_size;
+    const int64_t width = stop - start;
+    backend.parallel_for(rows, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        float* w = work.data() + row * n;
+        for (int64_t i = start; i < stop; ++i) {
+          if (problem.dynamic_groups && i % problem.group_size == 0)
+            rounder.start_group(row, i / problem.group_size,
+                                {w + i, size_t(std::min(problem.group_size, n - i))});
+          const float* u = factor.u.data() + i * n;
+          const float error = (w[i] - rounder.round(row, factor.order[size_t(i)], w[i])) / u[i];
+          for (int64_t j = i + 1; j < stop; ++j) w[j] -= error * u[j];
+          errors[size_t(row * width + i - start)] = error;
+        }
+      }
+    });
+    if (stop < n) {
+      OutputView rest(work.data() + stop, DType::f32, {rows, n - stop});
+      rest.strides[0] = n;
+      TensorView u(factor.u.data() + start * n + stop, DType::f32, {width, n - stop});
+      u.strides[0] = n;
+      backend.run(RankUpdate{.e = {errors.data(), DType::f32, {rows, width}}, .u = u, .w = rest});
+    }
+    start = stop;
+  }
+}
+
+}  // namespace ballast

@@ -1,0 +1,63 @@
+// Column-by-column rounding with error feedback (GPTQ, arXiv 2210.17323, §3, algorithm 1): what GPTQ, SpQR
+// and BiLLM share.
+//
+// For the second moment H of a layer's inputs and H⁻¹ = UᵀU with U upper triangular, columns are taken in
+// turn:
+//   e = (w_i − q_i) / U_ii,   w_j −= e · U_ij for j > i
+// inside a block of columns at once, and for the columns behind the block by one product (equation 4).
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "quantize/statistics.h"
+
+namespace ballast {
+
+/// U of one shared input, for the columns in `order`.
+struct InverseFactor {
+  int64_t size = 0;
+  std::vector<float> u;        ///< [size, size], upper triangular
+  std::vector<int32_t> order;  ///< order[i]: original column of solver column i
+  std::vector<uint8_t> dead;   ///< by original column: the input is always zero
+  double damping = 0;          ///< the share of mean(diag H) that was needed
+};
+
+struct FactorOptions {
+  double damping = 0.01;
+  bool act_order = false;  ///< columns by descending diag H
+  bool centred = false;    ///< use E[xxᵀ] − E[x]E[x]ᵀ
+};
+
+/// E[xxᵀ], or the covariance when centred; f64 [features, features].
+std::vector<double> hessian_of(const Statistics& statistics, bool centred);
+
+/// Dead columns get 1 on the diagonal; when H is not positive definite the damping is raised tenfold, up to
+/// 10; then Error naming `layer`. Error as well when a moment is not finite.
+InverseFactor factorize(Backend& backend, const Statistics& statistics, const FactorOptions& options,
+                        const std::string& layer);
+
+/// Rounds one weight. `row` and `column` are original indices; `weight` has had earlier errors fed back into
+/// it. Called for one row from one thread in the order of the columns.
+struct ColumnRounder {
+  virtual ~ColumnRounder() = default;
+  /// Before the first column of `count` consecutive solver columns that share a grid; `weights` is the row's
+  /// current values of these columns. Only called when groups are not static.
+  virtual void start_group(int64_t row, int64_t group, std::span<const float> weights) = 0;
+  /// Returns the value that was stored.
+  virtual float round(int64_t row, int64_t column, float weight) = 0;
+};
+
+struct ColumnProblem {
+  int64_t rows = 0;
+  std::vector<float> weight;   ///< [rows, size] in original column order; consumed
+  int64_t group_size = 0;      ///< columns per group
+  bool dynamic_groups = true;  ///< call start_group as groups begin; needs the natural column order
+};
+
+void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem problem,
+                   ColumnRounder& rounder);
+
+}  // namespace ballast

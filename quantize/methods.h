@@ -1,0 +1,63 @@
+// Methods choose codes. Each is one file in methods/ and one row in methods.cpp.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "kernels/encodings/affine.h"
+#include "quantize/column_solver.h"
+#include "quantize/recipe.h"
+
+namespace ballast {
+
+/// What is known about the input that one or more layers share. Factored at most once.
+class LayerInput {
+ public:
+  LayerInput(Backend& backend, const Statistics& statistics, const FactorOptions& options, std::string layer)
+      : backend_(backend), statistics_(statistics), options_(options), layer_(std::move(layer)) {}
+
+  const Statistics& statistics() const { return statistics_; }
+  const InverseFactor& factor() {
+    if (!factor_) factor_ = factorize(backend_, statistics_, options_, layer_);
+    return *factor_;
+  }
+
+ private:
+  Backend& backend_;
+  const Statistics& statistics_;
+  FactorOptions options_;
+  std::string layer_;
+  std::optional<InverseFactor> factor_;
+};
+
+struct LayerProblem {
+  std::string name;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  std::span<const float> weight;  ///< [out_features, in_features], finite
+  GridOptions grid;               ///< group_size resolved: 1 … in_features, dividing it
+  bool static_groups = false;
+  LayerInput* input = nullptr;  ///< null for a method that uses no curvature
+};
+
+struct LayerSolution {
+  AffineMatrix matrix;
+  double damping = 0;
+};
+
+struct Method {
+  const char* name;
+  bool uses_curvature;
+  LayerSolution (*solve)(Backend& backend, const LayerProblem& problem);
+};
+
+/// Error listing the known methods.
+const Method& method_named(const std::string& name);
+
+/// An empty matrix for the problem's shape and grid.
+AffineMatrix empty_matrix(const LayerProblem& problem);
+void store_grid(AffineMatrix& matrix, int64_t row, int64_t group, const struct Grid& grid);
+
+}  // namespace ballast

@@ -1,0 +1,105 @@
+#include "quantize/output.h"
+
+#include <algorithm>
+
+namespace ballast {
+namespace {
+
+constexpr const char* kSideFiles[] = {
+    "tokenizer.json",  "tokenizer_config.json",   "vocab.json",
+    "merges.txt",      "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "generation_config.json",  "preprocessor_config.json"};
+
+// Symmetric 4-bit files are read by the most programs in the first GPTQ layout; it cannot hold a zero point
+// of 0, so everything else is written in the second.
+PackedLayout layout_for(const Recipe& recipe) {
+  return recipe.grid.symmetric && recipe.grid.bits == 4 ? PackedLayout::gptq_v1 : PackedLayout::gptq_v2;
+}
+
+std::vector<uint16_t> to_16_bits(std::span<const float> values, bool bfloat) {
+  std::vector<uint16_t> out(values.size());
+  for (size_t i = 0; i < values.size(); ++i) out[i] = bfloat ? f32_to_bf16(values[i]) : f32_to_f16(values[i]);
+  return out;
+}
+
+}  // namespace
+
+QuantizedOutput::QuantizedOutput(const Checkpoint& source, CheckpointWriter& writer, const Recipe& recipe)
+    : source_(source), writer_(writer), recipe_(recipe), layout_(layout_for(recipe)) {}
+
+std::string QuantizedOutput::vector_dtype(const std::string& module) const {
+  for (const char* suffix : {".bias", ".weight"})
+    if (const StoredTensor* tensor = source_.find(module + suffix)) return tensor->dtype;
+  return "F16";
+}
+
+std::vector<float> QuantizedOutput::stored(const std::string& module, std::vector<float> values) const {
+  const std::string dtype = vector_dtype(module);
+  if (dtype == "F32") return values;
+  for (float& value : values)
+    value = dtype == "BF16" ? bf16_to_f32(f32_to_bf16(value)) : f16_to_f32(f32_to_f16(value));
+  return values;
+}
+
+void QuantizedOutput::add_matrix(const std::string& module, const AffineMatrix& matrix) {
+  const bool fits = layout_holds(layout_, matrix.bits, matrix.out_features, matrix.in_features);
+  const PackedLayout layout = fits ? layout_ : PackedLayout::pack_quantized;
+  write_packed(writer_, module, matrix, layout, recipe_.grid.symmetric);
+  modules_.insert(module);
+  const bool per_row = matrix.group_size == matrix.in_features;
+  const bool usual_group = recipe_.grid.group_size == 0
+                               ? per_row
+                               : matrix.group_size == std::min(recipe_.grid.group_size, matrix.in_features);
+  if (layout != layout_ || matrix.bits != recipe_.grid.bits || !usual_group)
+    exceptions_.push_back({module, layout, matrix.bits, per_row ? -1 : matrix.group_size});
+}
+
+void QuantizedOutput::add_vector(const std::string& module, const std::string& suffix,
+                                 std::span<const float> values, std::vector<int64_t> shape) {
+  const std::string dtype = vector_dtype(module);
+  if (dtype == "F32") {
+    writer_.add(module + suffix, dtype, shape, values.data());
+  } else {
+    writer_.add(module + suffix, dtype, shape, to_16_bits(values, dtype == "BF16").data());
+  }
+  replaced_.insert(module + suffix);
+}
+
+void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
+  static constexpr const char* kMatrixSuffixes[] = {
+      "weight",        "qweight",           "qzeros",       "scales",      "g_idx", "weight_scale",
+      "weight_packed", "weight_zero_point", "weight_shape", "weight_g_idx"};
+  for (const StoredTensor& tensor : source_.tensors()) {
+    const size_t dot = tensor.name.rfind('.');
+    const bool matrix_part = dot != std::string::npos && modules_.count(tensor.name.substr(0, dot)) &&
+                             std::find(std::begin(kMatrixSuffixes), std::end(kMatrixSuffixes),
+                                       tensor.name.substr(dot + 1)) != std::end(kMatrixSuffixes);
+    if (!matrix_part && !replaced_.count(tensor.name)) writer_.copy(source_, tensor);
+  }
+  for (const char* file : kSideFiles) writer_.copy_file(source_.folder(), file);
+
+  const PackedConfig packed{.layout = layout_,
+                            .bits = recipe_.grid.bits,
+                            .group_size = recipe_.grid.group_size == 0 ? -1 : recipe_.grid.group_size,
+                            .symmetric = recipe_.grid.symmetric};
+  nlohmann::json quantization = packed_config_json(packed, exceptions_, report.kept_float);
+  quantization["lm_head"] = recipe_.head_bits != 0;
+  quantization["static_groups"] = recipe_.static_groups || recipe_.act_order;
+  quantization["true_sequential"] = !recipe_.one_pass;
+  quantization["damp_percent"] = recipe_.damping;
+  quantization["meta"] = {{"quantizer", "ballast"},
+                          {"method", recipe_.method},
+                          {"compensation", name_of(recipe_.compensation)},
+                          {"correct_drift", recipe_.correct_drift},
+                          {"calibration", report.calibration},
+                          {"calibration_hash", str(std::hex, report.calibration_hash)},
+                          {"samples", report.samples},
+                          {"length", report.length}};
+  nlohmann::json config = source_.config();
+  config["quantization_config"] = quantization;
+  if (biases_added) config["enable_bias"] = true;
+  writer_.add_file("quantize_config.json", quantization.dump(2) + "\n");
+  writer_.finish(config);
+}
+
+}  // namespace ballast

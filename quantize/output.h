@@ -1,0 +1,44 @@
+// The checkpoint a quantization run writes: packed modules, biases, everything else copied, and the config
+// that says so.
+#pragma once
+
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/io/checkpoint_writer.h"
+#include "engine/io/packed.h"
+#include "engine/nn/linear.h"
+#include "quantize/recipe.h"
+#include "quantize/report.h"
+
+namespace ballast {
+
+class QuantizedOutput {
+ public:
+  QuantizedOutput(const Checkpoint& source, CheckpointWriter& writer, const Recipe& recipe);
+
+  /// `values` as the file will hold them: rounded to the dtype that tensors beside `module`.weight have.
+  std::vector<float> stored(const std::string& module, std::vector<float> values) const;
+
+  void add_matrix(const std::string& module, const AffineMatrix& matrix);
+  /// `suffix` includes its dot: ".bias", ".compensation", …
+  void add_vector(const std::string& module, const std::string& suffix, std::span<const float> values,
+                  std::vector<int64_t> shape);
+  /// Copies every tensor not replaced, the tokenizer's files, and writes the configs.
+  void finish(const QuantizeReport& report, bool biases_added);
+
+ private:
+  std::string vector_dtype(const std::string& module) const;
+
+  const Checkpoint& source_;
+  CheckpointWriter& writer_;
+  const Recipe& recipe_;
+  PackedLayout layout_;
+  std::set<std::string> replaced_;  ///< tensor names
+  std::set<std::string> modules_;
+  std::vector<PackedException> exceptions_;
+};
+
+}  // namespace ballast

@@ -1,0 +1,71 @@
+#include "quantize/recipe.h"
+
+#include "kernels/check.h"
+#include "quantize/methods.h"
+
+namespace ballast {
+namespace {
+
+constexpr std::pair<Compensation, const char*> kCompensations[] = {{Compensation::none, "none"},
+                                                                   {Compensation::channel, "channel"},
+                                                                   {Compensation::joint, "joint"},
+                                                                   {Compensation::position, "position"}};
+
+bool known_bits(int bits) {
+  return bits == 2 || bits == 3 || bits == 4 || bits == 8;
+}
+
+}  // namespace
+
+const char* name_of(Compensation compensation) {
+  for (const auto& [value, name] : kCompensations)
+    if (value == compensation) return name;
+  return "?";
+}
+
+Compensation compensation_named(const std::string& name) {
+  for (const auto& [value, known] : kCompensations)
+    if (name == known) return value;
+  throw Error("--compensate is \"" + name + "\", expected none, channel, joint or position");
+}
+
+void Recipe::check() const {
+  const Method& solver = method_named(method);
+  if (!known_bits(grid.bits)) throw Error(str("--bits is ", grid.bits, ", expected 2, 3, 4 or 8"));
+  if (head_bits != 0 && !known_bits(head_bits))
+    throw Error(str("--head-bits is ", head_bits, ", expected 2, 3, 4 or 8"));
+  if (grid.group_size < 0)
+    throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
+  if (!(grid.range_shrink > 0 && grid.range_shrink <= 1))
+    throw Error(str("--range-shrink is ", grid.range_shrink, ", expected more than 0, up to 1"));
+  if (!(damping > 0 && damping <= 100))
+    throw Error(str("--damping is ", damping, ", expected more than 0, up to 100"));
+  if (!solver.uses_curvature) {
+    const auto refuse = [&](bool set, const char* flag, const char* why) {
+      if (set) throw Error(str(flag, " makes no sense with --method ", method, ": ", why));
+    };
+    refuse(act_order, "--act-order", "columns are rounded independently");
+    refuse(static_groups, "--static-groups", "weights never change before they are rounded");
+    refuse(compensation == Compensation::joint, "--compensate joint",
+           "its codes do not depend on the inputs; use --compensate channel");
+  }
+  if (correct_drift && compensation == Compensation::none)
+    throw Error(
+        "--correct-drift makes no sense with --compensate none: there is no bias correction to put it in");
+  for (const LayerOverride& rule : overrides)
+    if (rule.bits != 0 && !known_bits(rule.bits))
+      throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", expected 2, 3, 4 or 8"));
+}
+
+GridOptions Recipe::grid_for(const std::string& module) const {
+  GridOptions out = grid;
+  for (const LayerOverride& rule : overrides) {
+    if (!std::regex_search(module, rule.regex)) continue;
+    out = grid;
+    out.bits = rule.bits;
+    if (rule.group_size >= 0) out.group_size = rule.group_size;
+  }
+  return out;
+}
+
+}  // namespace ballast

@@ -1,0 +1,61 @@
+// What to do with a model: every choice a user can make about quantization, in one value.
+#pragma once
+
+#include <cstdint>
+#include <regex>
+#include <string>
+#include <vector>
+
+namespace ballast {
+
+/// How compensation enters (arXiv 2404.01892; the centred form and drift correction are our extensions).
+enum class Compensation : uint8_t {
+  none,
+  channel,   ///< b += (W − Q)·E[x]: the mean output error of each channel
+  joint,     ///< codes chosen for the centred second moment E[xxᵀ] − E[x]E[x]ᵀ, then as channel
+  position,  ///< as channel, plus the deviation of each absolute position's mean error, in an extra tensor
+};
+const char* name_of(Compensation compensation);
+/// Error listing the known names.
+Compensation compensation_named(const std::string& name);
+
+/// The uniform grid of one group: how scale and zero point are found.
+struct GridOptions {
+  int bits = 4;              ///< 2, 3, 4 or 8
+  int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
+  bool symmetric = false;    ///< zero point in the middle of the codes
+  bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
+  double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1]
+};
+
+/// Another width or group size, or none at all, for the modules whose name matches.
+struct LayerOverride {
+  std::string pattern;  ///< ECMAScript regular expression searched in the module name
+  std::regex regex;
+  int bits = 0;             ///< 0: leave these modules in float
+  int64_t group_size = -1;  ///< -1: as the recipe says
+};
+
+struct Recipe {
+  std::string method = "gptq";
+  GridOptions grid;
+  std::vector<LayerOverride> overrides;  ///< the last match wins
+  int head_bits = 0;  ///< also quantize the head (and the embedding tied to it); 0: leave it
+
+  // GPTQ (arXiv 2210.17323)
+  double damping = 0.01;       ///< λ: this share of mean(diag H) is added to the diagonal
+  bool act_order = false;      ///< columns by descending diag H, with grids fitted beforehand
+  bool static_groups = false;  ///< grids fitted on the original weights
+  bool one_pass =
+      false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
+
+  Compensation compensation = Compensation::joint;
+  bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
+
+  /// Error for a value out of range or a combination that makes no sense, with the reason.
+  void check() const;
+  /// The grid for one module, or bits 0 when it stays in float.
+  GridOptions grid_for(const std::string& module) const;
+};
+
+}  // namespace ballast

@@ -1,0 +1,38 @@
+// Bias compensation (arXiv 2404.01892, §3): the constant that minimizes E‖y − (ŷ + c)‖² is the mean output
+// error. With the same input on both sides it is (W − Q)·E[x]; nothing but mean inputs is needed.
+//
+//   channel, joint   c = (W − Q)·E[x]
+//   drift            c = W·E[x_float] − Q·E[x]: also takes out what earlier layers' errors shifted
+//   position         c_p = (W − Q)·(E[x | p] − E[x]) beside c, one row per absolute position p
+//
+// Differs from the paper: it keeps one full vector per position inside the bias; here the bias holds the
+// channel part, so that readers which know nothing of positions still get it, and positions hold the
+// deviation.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kernels/encodings/affine.h"
+#include "quantize/recipe.h"
+#include "quantize/statistics.h"
+
+namespace ballast {
+
+struct CompensationResult {
+  std::vector<float> channel;   ///< [out_features] to add to the bias; zeros for none
+  std::vector<float> position;  ///< [positions, out_features]; empty unless Compensation::position
+  int64_t positions = 0;
+  /// E‖(W − Q)x − c‖² / E‖Wx‖² over the calibration inputs, without and with c; 0 when no second moments were
+  /// kept.
+  double error_before = 0;
+  double error_after = 0;
+};
+
+/// `input`: of the stream that the quantized layer reads; `reference`: of the float stream, null unless drift
+/// is to be corrected. `weight`: the original, [out_features, in_features].
+CompensationResult compensate(Backend& backend, std::span<const float> weight, const AffineMatrix& quantized,
+                              const Statistics& input, const Statistics* reference, Compensation kind);
+
+}  // namespace ballast

@@ -1,0 +1,51 @@
+// Moments of the inputs of linear layers, gathered while calibration data runs through a model.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "engine/nn/linear.h"
+#include "engine/nn/observer.h"
+
+namespace ballast {
+
+/// One shared input: q, k and v have one of these together. Sums are f64; rows are tokens.
+struct Statistics {
+  Statistics(int64_t features, int64_t positions, bool second_moment);
+
+  int64_t features;
+  int64_t count = 0;
+  std::vector<double> sum;     ///< [features], Σ x
+  std::vector<double> moment;  ///< [features, features], Σ x xᵀ; empty when not wanted
+  std::vector<double>
+      position_sum;  ///< [positions, features], Σ x of the tokens at each position; empty when not wanted
+  std::vector<int64_t> position_count;
+
+  /// x: f32 [tokens, features] on the host backend; `positions`: i32 [tokens].
+  void add(Backend& backend, const TensorView& x, const TensorView& positions);
+  /// E[x]
+  std::vector<double> mean() const;
+  /// E[x | position], zeros for a position never seen.
+  std::vector<double> position_mean(int64_t position) const;
+  int64_t positions() const { return int64_t(position_count.size()); }
+};
+
+/// Routes what passes observe into the Statistics that a function picks for each layer.
+class StatisticsObserver final : public nn::Observer {
+ public:
+  using Pick = std::function<Statistics*(const nn::Linear& layer)>;
+  StatisticsObserver(Backend& backend, Pick pick) : backend_(backend), pick_(std::move(pick)) {}
+
+  /// Positions of the rows of the pass that follows.
+  void positions(const TensorView& positions) { positions_ = positions; }
+  void input(const nn::Linear& layer, const TensorView& x) override {
+    if (Statistics* statistics = pick_(layer)) statistics->add(backend_, x, positions_);
+  }
+
+ private:
+  Backend& backend_;
+  Pick pick_;
+  TensorView positions_;
+};
+
+}  // namespace ballast

@@ -1,0 +1,243 @@
+// ballast quantize: a float checkpoint in, a quantized one out.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <charconv>
+#include <chrono>
+
+#include "engine/evaluation/text_data.h"
+#include "engine/io/json.h"
+#include "engine/io/packed.h"
+#include "models/registry.h"
+#include "quantize/quantizer.h"
+#include "tools/console.h"
+#include "tools/subcommand.h"
+
+namespace ballast {
+namespace {
+
+constexpr uint64_t kLargestText = uint64_t(4) << 30;
+
+struct QuantizeOptions {
+  std::string model, output;
+  Recipe recipe;
+  std::string compensation;  ///< empty: the method's default
+  std::vector<std::string> overrides, skips;
+  std::string calibration = "self", dataset = "text";
+  int64_t samples = 128, length = 0;
+  uint64_t seed = 0;
+  bool force = false, dry_run = false, json = false;
+};
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::regex compile(const std::string& flag, const std::string& pattern) {
+  if (pattern.size() > 512)
+    throw Error(fmt::format("{}: the pattern has {} characters, at most 512", flag, pattern.size()));
+  try {
+    return std::regex(pattern, std::regex::ECMAScript | std::regex::optimize);
+  } catch (const std::regex_error& error) {
+    throw Error(fmt::format("{} \"{}\" is not a regular expression: {}", flag, pattern, error.what()));
+  }
+}
+
+int64_t whole_number(const std::string& flag, const std::string& text) {
+  int64_t value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (status != std::errc() || end != text.data() + text.size())
+    throw Error(fmt::format("{}: \"{}\" is not a whole number", flag, text));
+  return value;
+}
+
+// PATTERN=BITS or PATTERN=BITS:GROUP
+LayerOverride parse_override(const std::string& text) {
+  const size_t equals = text.rfind('=');
+  if (equals == std::string::npos || equals == 0)
+    throw Error(fmt::format("--override \"{}\": expected PATTERN=BITS or PATTERN=BITS:GROUP", text));
+  const std::string value = text.substr(equals + 1);
+  const size_t colon = value.find(':');
+  LayerOverride rule;
+  rule.pattern = text.substr(0, equals);
+  rule.regex = compile("--override", rule.pattern);
+  rule.bits = int(std::clamp<int64_t>(whole_number("--override", value.substr(0, colon)), -1, 99));
+  if (colon != std::string::npos) rule.group_size = whole_number("--override", value.substr(colon + 1));
+  if (rule.group_size < -1) throw Error(fmt::format("--override \"{}\": the group size is negative", text));
+  return rule;
+}
+
+Recipe finished_recipe(const QuantizeOptions& options) {
+  Recipe recipe = options.recipe;
+  // After error feedback the plain channel mean gains nothing further, the joint form does; without it the
+  // mean is all there is.
+  recipe.compensation = options.compensation.empty()
+                            ? (recipe.method == "rtn" ? Compensation::channel : Compensation::joint)
+                            : compensation_named(options.compensation);
+  for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
+  for (const std::string& pattern : options.skips)
+    recipe.overrides.push_back({.pattern = pattern, .regex = compile("--skip", pattern), .bits = 0});
+  recipe.check();
+  return recipe;
+}
+
+void refuse_same_folder(const QuantizeOptions& options) {
+  std::error_code ignored;
+  if (std::filesystem::equivalent(options.model, options.output, ignored))
+    throw Error(fmt::format("-o {}: is the model's own folder; writing there would destroy the source",
+                            options.output));
+}
+
+CalibrationTokens calibration_tokens(const QuantizeOptions& options, const GlobalOptions& global,
+                                     Backend& backend, nn::Model& model, const Tokenizer& tokenizer,
+                                     int64_t length) {
+  if (options.calibration != "self") {
+    const std::string raw = read_file(options.calibration, kLargestText);
+    return calibration_from_text(join_rows(raw, dataset_from(options.dataset)), options.calibration,
+                                 tokenizer, options.samples, length, options.seed);
+  }
+  Progress progress(global);
+  const Clock::time_point start = Clock::now();
+  CalibrationTokens tokens = calibration_from_model(
+      backend, model, tokenizer.vocabulary_size(), options.samples, length, options.seed,
+      [&](int64_t done, int64_t all) {
+        check_interrupt();
+        const double left = seconds_since(start) * double(all - done) / double(std::max<int64_t>(1, done));
+        progress.update(
+            fmt::format("self-calibration: {} of {} tokens, {} left", done, all, human_seconds(left)));
+      });
+  progress.finish();
+  for (int64_t index = 0; index < model.facts().layers; ++index) model.unload_block(index);
+  return tokens;
+}
+
+void show_plan(const QuantizeOptions& options, const QuantizePlan& plan, const Recipe& recipe) {
+  if (options.json)
+    return print_json({{"modules", plan.modules},
+                       {"weights", plan.weights},
+                       {"bits_per_weight", plan.bits_per_weight},
+                       {"output_bytes", plan.output_bytes},
+                       {"peak_memory_bytes", plan.peak_memory_bytes},
+                       {"gigaflops", plan.gigaflops}});
+  print(fmt::format(
+      "would quantize {} modules, {} weights, to {:.3f} bits per weight ({}, compensation {})\n",
+      plan.modules, plan.weights, plan.bits_per_weight, recipe.method, name_of(recipe.compensation)));
+  // 80 GFLOP/s is what two cores without AVX-512 sustain here; the estimate is for planning, not a promise.
+  print(fmt::format("output about {}, peak memory about {}, about {:.0f} GFLOP ({} at 80 GFLOP/s)\n",
+                    human_bytes(double(plan.output_bytes)), human_bytes(double(plan.peak_memory_bytes)),
+                    plan.gigaflops, human_seconds(plan.gigaflops / 80)));
+}
+
+void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
+  const Recipe recipe = finished_recipe(options);
+  if (options.output.empty() && !options.dry_run) throw Error("-o is missing: the folder to write to");
+  if (options.samples < 1) throw Error(fmt::format("--samples is {}, expected 1 or more", options.samples));
+  const Checkpoint checkpoint = Checkpoint::open(options.model);
+  if (packed_config(checkpoint) && !options.force)
+    throw Error(fmt::format("{}: is quantized already; --force quantizes what it decodes to", options.model));
+  const std::unique_ptr<Backend> backend = find_backend(global.backend);
+  const std::unique_ptr<nn::Model> model = load_model(checkpoint, *backend);
+  const int64_t longest = model->facts().max_positions;
+  const int64_t length = options.length > 0 ? options.length : std::min<int64_t>(2048, longest);
+  if (length < 2 || length > longest)
+    throw Error(fmt::format("--length is {}, expected 2 to the model's context, {}", length, longest));
+  if (options.dry_run)
+    return show_plan(options, plan_quantization(checkpoint, *model, recipe, options.samples, length), recipe);
+
+  refuse_same_folder(options);
+  CheckpointWriter writer(options.output, {.overwrite = options.force});
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(options.model);
+  if (tokenizer->vocabulary_size() > model->facts().vocab)
+    throw Error(fmt::format("{}: the tokenizer has {} ids, the model's embedding {} rows", options.model,
+                            tokenizer->vocabulary_size(), model->facts().vocab));
+  const Clock::time_point begun = Clock::now();
+  const CalibrationTokens tokens = calibration_tokens(options, global, *backend, *model, *tokenizer, length);
+  const double calibration_seconds = seconds_since(begun);
+  // GPTQ's rule of thumb: a second moment needs several times more rows than columns.
+  if (options.samples * length < 2 * model->facts().ffn)
+    spdlog::warn("{} calibration tokens are few for layers of {} inputs; expect damping to do the work",
+                 options.samples * length, model->facts().ffn);
+
+  Progress progress(global);
+  const Clock::time_point start = Clock::now();
+  const QuantizeReport report = quantize_model(
+      {.source = checkpoint,
+       .backend = *backend,
+       .model = *model,
+       .recipe = recipe,
+       .tokens = tokens,
+       .writer = writer,
+       .progress = [&](const QuantizeProgress& at) {
+         check_interrupt();
+         const double left = seconds_since(start) * double(at.total - at.done) / double(at.done);
+         progress.update(
+             fmt::format("{} of {}: {}, {} left", at.done, at.total, at.module, human_seconds(left)));
+       }});
+  progress.finish();
+  if (options.json) {
+    nlohmann::json json = report.json();
+    json["calibration_seconds"] = calibration_seconds;
+    json["output"] = options.output;
+    return print_json(json);
+  }
+  print(report.table());
+  print(fmt::format(
+      "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
+      options.output, report.bits_per_weight(), report.layers.size(),
+      human_bytes(double(report.output_bytes)), human_seconds(report.seconds),
+      human_seconds(calibration_seconds), human_bytes(double(report.peak_memory_bytes))));
+}
+
+}  // namespace
+
+Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
+  auto options = std::make_shared<QuantizeOptions>();
+  Recipe& recipe = options->recipe;
+  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 2, 3, 4 or 8 bits, without training");
+  app->add_option("-m,--model", options->model, "Folder of the float model")->required();
+  app->add_option("-o,--output", options->output, "Folder to write");
+  app->add_option("--bits", recipe.grid.bits, "Bits per weight: 2, 3, 4 or 8")->required();
+  app->add_option("--group-size", recipe.grid.group_size, "Columns that share a scale; 0: the whole row")
+      ->capture_default_str();
+  app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
+  app->add_option("--method", recipe.method, "rtn (round to nearest) or gptq (error feedback)")
+      ->capture_default_str();
+  app->add_option("--compensate", options->compensation,
+                  "none; channel: mean output error into the bias; joint: codes for centred inputs, then "
+                  "channel; position: "
+                  "channel plus a vector per position. Default: joint with gptq, channel with rtn");
+  app->add_flag("--correct-drift", recipe.correct_drift,
+                "Biases also take out the mean shift left by earlier layers");
+  app->add_option("--damping", recipe.damping,
+                  "Share of the mean diagonal added to the Hessian; raised by itself on failure")
+      ->capture_default_str();
+  app->add_flag("--act-order", recipe.act_order, "Columns by descending input power; implies static groups");
+  app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
+  app->add_flag("--one-pass", recipe.one_pass,
+                "All statistics of a block from one pass over the unquantized block, as GPTQ's paper does");
+  app->add_flag("--clip-search", recipe.grid.clip_search,
+                "Search the range of each group for the least rounding error");
+  app->add_option("--range-shrink", recipe.grid.range_shrink, "Factor on each group's range")
+      ->capture_default_str();
+  app->add_option("--head-bits", recipe.head_bits,
+                  "Also quantize the head (and the embedding tied to it); 0: leave it")
+      ->capture_default_str();
+  app->add_option("--override", options->overrides,
+                  "PATTERN=BITS[:GROUP] for modules whose name matches; repeatable");
+  app->add_option("--skip", options->skips, "Leave modules whose name matches in float; repeatable");
+  app->add_option("--calibration", options->calibration, "Text file, or self: text sampled from the model")
+      ->capture_default_str();
+  app->add_option("--dataset", options->dataset, "How the file becomes one text: text, wikitext2, ptb")
+      ->capture_default_str();
+  app->add_option("--samples", options->samples, "Calibration sequences")->capture_default_str();
+  app->add_option("--length", options->length, "Tokens in each; 0: min(2048, the model's context)")
+      ->capture_default_str();
+  app->add_option("--seed", options->seed, "Of the calibration sample")->capture_default_str();
+  app->add_flag("--force", options->force, "Overwrite the output; quantize a quantized model again");
+  app->add_flag("--dry-run", options->dry_run, "Only say what would come out");
+  app->add_flag("--json", options->json, "Print the report as JSON");
+  return {app, [options, &global] { quantize(*options, global); }};
+}
+
+}  // namespace ballast
