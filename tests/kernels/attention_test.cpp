@@ -1,0 +1,334 @@
+#include "kernels/ops/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "tests/support/backends.h"
+#include "tests/support/reference.h"
+
+namespace ballast {
+namespace {
+
+using test::Expected;
+using test::IsaTest;
+using test::kRound32;
+using test::Random;
+using test::same_bits;
+using test::view_of;
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+int64_t page_count(int64_t positions) {
+  return (positions + kPagePositions - 1) / kPagePositions;
+}
+
+// One sequence's inputs at all its positions.
+struct Sequence {
+  int64_t length = 0;
+  std::vector<float> q, k, v;
+};
+
+struct Setting {
+  int64_t heads = 2, head_dim = 16;
+  Mask mask = Mask::causal;
+  int64_t width() const { return heads * head_dim; }
+  float scale() const { return 1 / std::sqrt(float(head_dim)); }
+};
+
+Sequence random_sequence(Random& random, const Setting& setting, int64_t length) {
+  const int64_t count = length * setting.width();
+  return {length, random.floats(count, -2, 2), random.floats(count, -2, 2), random.floats(count)};
+}
+
+// A cache for some sequences, its pages dealt out at random and every value NaN until it is written.
+class Cache {
+ public:
+  Cache(const Setting& setting, const std::vector<Sequence>& sequences, uint64_t seed, float garbage = kNan)
+      : setting_(setting) {
+    int64_t total = 3;  // some pages stay unused
+    for (const Sequence& sequence : sequences) total += page_count(sequence.length);
+    Random random(seed);
+    const std::vector<int32_t> order = random.permutation(total);
+    auto next = order.begin();
+    for (const Sequence& sequence : sequences) {
+      pages_.emplace_back(next, next + page_count(sequence.length));
+      next += page_count(sequence.length);
+    }
+    data_.assign(size_t(total * 2 * setting.width() * kPagePositions), garbage);
+    shape_ = {total, 2, setting.heads, setting.head_dim * kPagePositions};
+  }
+  const int32_t* pages(size_t sequence) const { return pages_[sequence].data(); }
+  OutputView view() { return view_of(data_, shape_); }
+
+ private:
+  Setting setting_;
+  std::vector<std::vector<int32_t>> pages_;
+  std::vector<float> data_;
+  Shape shape_;
+};
+
+// Rows [past, past + rows) of a sequence, as one step of a batch processes them.
+struct Chunk {
+  size_t sequence = 0;
+  int64_t past = 0, rows = 0;
+};
+
+// Runs one batch of chunks and writes each chunk's rows into outs[sequence].
+void run_batch(Backend& backend, const Setting& setting, const std::vector<Sequence>& sequences, Cache& cache,
+               const std::vector<Chunk>& chunks, std::vector<std::vector<float>>& outs) {
+  const int64_t width = setting.width();
+  std::vector<float> q, k, v;
+  std::vector<AttentionSpan> spans;
+  int64_t tokens = 0;
+  for (const Chunk& chunk : chunks) {
+    const Sequence& sequence = sequences[chunk.sequence];
+    const int64_t begin = chunk.past * width, end = (chunk.past + chunk.rows) * width;
+    q.insert(q.end(), sequence.q.begin() + begin, sequence.q.begin() + end);
+    k.insert(k.end(), sequence.k.begin() + begin, sequence.k.begin() + end);
+    v.insert(v.end(), sequence.v.begin() + begin, sequence.v.begin() + end);
+    spans.push_back({int32_t(tokens), int32_t(chunk.rows), int32_t(chunk.past), cache.pages(chunk.sequence)});
+    tokens += chunk.rows;
+  }
+  std::vector<float> out(size_t(tokens * width), kNan);
+  backend.run(Attention{.q = view_of(q, {tokens, width}),
+                        .k = view_of(k, {tokens, width}),
+                        .v = view_of(v, {tokens, width}),
+                        .cache = cache.view(),
+                        .spans = spans,
+                        .heads = setting.heads,
+                        .scale = setting.scale(),
+                        .mask = setting.mask,
+                        .out = view_of(out, {tokens, width})});
+  auto from = out.begin();
+  for (const Chunk& chunk : chunks) {
+    std::copy_n(from, chunk.rows * width, outs[chunk.sequence].begin() + chunk.past * width);
+    from += chunk.rows * width;
+  }
+}
+
+std::vector<std::vector<float>> empty_outs(const Setting& setting, const std::vector<Sequence>& sequences) {
+  std::vector<std::vector<float>> outs;
+  for (const Sequence& sequence : sequences)
+    outs.emplace_back(size_t(sequence.length * setting.width()), kNan);
+  return outs;
+}
+
+// Each sequence alone and at once.
+std::vector<std::vector<float>> run_alone(Backend& backend, const Setting& setting,
+                                          const std::vector<Sequence>& sequences, float garbage = kNan) {
+  auto outs = empty_outs(setting, sequences);
+  Cache cache(setting, sequences, 1, garbage);
+  for (size_t s = 0; s < sequences.size(); ++s)
+    run_batch(backend, setting, sequences, cache, {{s, 0, sequences[s].length}}, outs);
+  return outs;
+}
+
+// One row of one head in f64. With es the error of a score (head_dim + 2 roundings of Σ|q·k|, one of the
+// difference from the largest) a probability is off by the factor e^2es and a few roundings of the
+// exponential; the sums over n positions and the final product add n + 4.
+void head_row(const Setting& setting, const Sequence& s, int64_t row, int64_t head,
+              std::vector<Expected>& out) {
+  const int64_t dim = setting.head_dim, width = setting.width();
+  const int64_t count = setting.mask == Mask::causal ? row + 1 : s.length;
+  const auto at = [&](const std::vector<float>& data, int64_t t, int64_t d) {
+    return double(data[size_t(t * width + head * dim + d)]);
+  };
+  std::vector<double> weight(static_cast<size_t>(count));
+  double top = -INFINITY, lowest = INFINITY, magnitude = 0, total = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    double score = 0, absolute = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+      const double product = setting.scale() * at(s.q, row, d) * at(s.k, j, d);
+      score += product;
+      absolute += std::abs(product);
+    }
+    weight[size_t(j)] = score;
+    top = std::max(top, score);
+    lowest = std::min(lowest, score);
+    magnitude = std::max(magnitude, absolute);
+  }
+  for (double& w : weight) total += (w = std::exp(w - top));
+  const double score_error = double(dim + 2) * kRound32 * magnitude + kRound32 * (top - lowest);
+  const double relative = std::expm1(2 * score_error) + (2 * double(count) + 12) * kRound32;
+  for (int64_t d = 0; d < dim; ++d) {
+    double value = 0, absolute = 0;
+    for (int64_t j = 0; j < count; ++j) {
+      value += weight[size_t(j)] / total * at(s.v, j, d);
+      absolute += weight[size_t(j)] / total * std::abs(at(s.v, j, d));
+    }
+    out.push_back({value, relative * absolute});
+  }
+}
+
+std::vector<Expected> reference(const Setting& setting, const Sequence& sequence) {
+  std::vector<Expected> out;
+  for (int64_t row = 0; row < sequence.length; ++row)
+    for (int64_t head = 0; head < setting.heads; ++head) head_row(setting, sequence, row, head, out);
+  return out;
+}
+
+class AttentionOp : public IsaTest {};
+BALLAST_FOR_ALL_ISAS(AttentionOp);
+
+TEST_P(AttentionOp, MatchesF64AndTheScalarBits) {
+  const auto two = test::cpu_backend(GetParam(), 2), scalar_backend = test::cpu_backend("scalar");
+  for (int64_t head_dim : {1, 12, 16, 20, 64, 80})
+    for (Mask mask : {Mask::causal, Mask::full}) {
+      const Setting setting{.heads = 3, .head_dim = head_dim, .mask = mask};
+      Random random{uint64_t(head_dim)};
+      std::vector<Sequence> sequences;
+      for (int64_t length : {1, 3, 16, 17, 50}) sequences.push_back(random_sequence(random, setting, length));
+      const auto outs = run_alone(*backend_, setting, sequences);
+      const auto outs_two = run_alone(*two, setting, sequences);
+      const auto outs_scalar = run_alone(*scalar_backend, setting, sequences);
+      for (size_t s = 0; s < sequences.size(); ++s) {
+        SCOPED_TRACE(str("head_dim ", head_dim, ", mask ", int(mask), ", length ", sequences[s].length));
+        ASSERT_TRUE(within_bounds(outs[s], reference(setting, sequences[s])));
+        ASSERT_TRUE(same_bits(outs_two[s], outs[s])) << "two threads";
+        ASSERT_TRUE(same_bits(outs_scalar[s], outs[s])) << "scalar";
+      }
+    }
+}
+
+TEST_P(AttentionOp, AnyChunkingGivesTheSameBits) {
+  constexpr int64_t kLength = 70;
+  for (int64_t head_dim : {12, 64}) {
+    const Setting setting{.heads = 2, .head_dim = head_dim};
+    Random random(5);
+    const std::vector<Sequence> sequences{random_sequence(random, setting, kLength)};
+    const auto whole = run_alone(*backend_, setting, sequences);
+    std::vector<std::vector<int64_t>> cuts;
+    for (int64_t size : {1, 3, 7, 16, 17, 64}) {
+      cuts.emplace_back();
+      for (int64_t past = 0; past < kLength; past += size)
+        cuts.back().push_back(std::min(size, kLength - past));
+    }
+    cuts.push_back({33, 1, 1, 20, 15});
+    for (const auto& cut : cuts) {
+      auto outs = empty_outs(setting, sequences);
+      Cache cache(setting, sequences, 2);
+      int64_t past = 0;
+      for (int64_t rows : cut) {
+        run_batch(*backend_, setting, sequences, cache, {{0, past, rows}}, outs);
+        past += rows;
+      }
+      ASSERT_TRUE(same_bits(outs[0], whole[0])) << "first chunk of " << cut[0] << ", head_dim " << head_dim;
+    }
+  }
+}
+
+// Prefill chunks and single decode rows of several sequences in the same batches.
+TEST_P(AttentionOp, MixedBatchesGiveTheBitsOfEachSequenceAlone) {
+  for (int threads : {1, 2, 5}) {
+    const auto backend = test::cpu_backend(GetParam(), threads);
+    const Setting setting{.heads = 4, .head_dim = 20};
+    Random random(6);
+    std::vector<Sequence> sequences;
+    for (int64_t length : {40, 19, 33}) sequences.push_back(random_sequence(random, setting, length));
+    const auto alone = run_alone(*backend, setting, sequences);
+    auto outs = empty_outs(setting, sequences);
+    Cache cache(setting, sequences, 3);
+    run_batch(*backend, setting, sequences, cache, {{2, 0, 30}, {0, 0, 15}}, outs);
+    run_batch(*backend, setting, sequences, cache, {{0, 15, 1}, {1, 0, 19}, {2, 30, 1}}, outs);
+    run_batch(*backend, setting, sequences, cache, {{2, 31, 1}, {0, 16, 24}}, outs);
+    run_batch(*backend, setting, sequences, cache, {{2, 32, 1}}, outs);
+    for (size_t s = 0; s < sequences.size(); ++s)
+      ASSERT_TRUE(same_bits(outs[s], alone[s])) << "sequence " << s << ", " << threads << " threads";
+  }
+}
+
+TEST_P(AttentionOp, ImagesInOneBatchDoNotSeeEachOther) {
+  const Setting setting{.heads = 2, .head_dim = 16, .mask = Mask::full};
+  Random random(7);
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < 3; ++i) sequences.push_back(random_sequence(random, setting, 21));
+  const auto alone = run_alone(*backend_, setting, sequences);
+  auto outs = empty_outs(setting, sequences);
+  Cache cache(setting, sequences, 4);
+  run_batch(*backend_, setting, sequences, cache, {{0, 0, 21}, {1, 0, 21}, {2, 0, 21}}, outs);
+  for (size_t s = 0; s < sequences.size(); ++s) ASSERT_TRUE(same_bits(outs[s], alone[s])) << "image " << s;
+}
+
+// Every case here starts from a cache of NaN; other left-overs must not matter either.
+TEST_P(AttentionOp, UnusedPositionsOfAPageHaveNoEffect) {
+  for (Mask mask : {Mask::causal, Mask::full}) {
+    const Setting setting{.heads = 2, .head_dim = 12, .mask = mask};
+    Random random(8);
+    const std::vector<Sequence> sequences{random_sequence(random, setting, 21)};
+    const auto with_nan = run_alone(*backend_, setting, sequences);
+    for (float value : with_nan[0]) ASSERT_TRUE(std::isfinite(value));
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (float garbage : {0.0f, 3e38f, -3e38f, 1e4f, infinity, -infinity})
+      ASSERT_TRUE(same_bits(run_alone(*backend_, setting, sequences, garbage)[0], with_nan[0])) << garbage;
+  }
+}
+
+TEST_P(AttentionOp, LargeScoresDoNotOverflow) {
+  const Setting setting{.heads = 1, .head_dim = 4, .mask = Mask::full};
+  Sequence sequence{3, std::vector<float>(12, 100), std::vector<float>(12, -100), {}};
+  for (int i = 4; i < 8; ++i) sequence.k[size_t(i)] = 100;  // position 1 takes everything
+  for (int i = 0; i < 12; ++i) sequence.v.push_back(float(i));
+  const auto outs = run_alone(*backend_, setting, {sequence});
+  for (int i = 0; i < 12; ++i) EXPECT_EQ(outs[0][size_t(i)], float(4 + i % 4));
+}
+
+TEST_P(AttentionOp, ViewsMayBeColumnsOfOneMatrix) {
+  const Setting setting{.heads = 2, .head_dim = 12};
+  constexpr int64_t kTokens = 18, kWidth = 24;
+  Random random(9);
+  const std::vector<Sequence> sequences{random_sequence(random, setting, kTokens)};
+  const auto expected = run_alone(*backend_, setting, sequences);
+  std::vector<float> qkv;
+  for (int64_t t = 0; t < kTokens; ++t)
+    for (const std::vector<float>* part : {&sequences[0].q, &sequences[0].k, &sequences[0].v})
+      qkv.insert(qkv.end(), part->begin() + t * kWidth, part->begin() + (t + 1) * kWidth);
+  Cache cache(setting, sequences, 5);
+  std::vector<float> out(kTokens * 30, -1);
+  const AttentionSpan span{0, kTokens, 0, cache.pages(0)};
+  Attention op{.q = TensorView(qkv.data(), DType::f32, {kTokens, kWidth}),
+               .k = TensorView(qkv.data() + kWidth, DType::f32, {kTokens, kWidth}),
+               .v = TensorView(qkv.data() + 2 * kWidth, DType::f32, {kTokens, kWidth}),
+               .cache = cache.view(),
+               .spans = {&span, 1},
+               .heads = 2,
+               .scale = setting.scale(),
+               .out = OutputView(out.data(), DType::f32, {kTokens, kWidth})};
+  op.q.strides[0] = op.k.strides[0] = op.v.strides[0] = 3 * kWidth;
+  op.out.strides[0] = 30;
+  backend_->run(op);
+  for (int64_t t = 0; t < kTokens; ++t)
+    for (int64_t i = 0; i < 30; ++i)
+      ASSERT_EQ(out[size_t(t * 30 + i)], i < kWidth ? expected[0][size_t(t * kWidth + i)] : -1);
+}
+
+TEST_P(AttentionOp, BrokenContractsAreNamed) {
+  const Setting setting{.heads = 2, .head_dim = 12};
+  Random random(10);
+  const std::vector<Sequence> sequences{random_sequence(random, setting, 4)};
+  Cache cache(setting, sequences, 6);
+  std::vector<float> out(4 * 24);
+  const TensorView rows = view_of(sequences[0].q, {4, 24});
+  const auto message = [&](std::vector<AttentionSpan> spans, int64_t heads) {
+    const Attention op{.q = rows,
+                       .k = rows,
+                       .v = rows,
+                       .cache = cache.view(),
+                       .spans = spans,
+                       .heads = heads,
+                       .out = view_of(out, {4, 24})};
+    return test::message_of<ContractError>([&] { backend_->run(op); });
+  };
+  const auto has = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+  EXPECT_TRUE(has(message({{0, 3, 0, cache.pages(0)}}, 2), "attention: spans cover 3 of 4 rows"));
+  EXPECT_TRUE(
+      has(message({{0, 2, 0, cache.pages(0)}, {3, 1, 0, cache.pages(0)}}, 2), "spans must tile the rows"));
+  EXPECT_TRUE(has(message({{0, 4, 0, cache.pages(0)}}, 5), "attention: 5 heads do not divide 24"));
+  EXPECT_TRUE(has(message({{0, 4, 0, cache.pages(0)}}, 3), "attention: heads is 2 in cache but 3 in heads"));
+}
+
+}  // namespace
+}  // namespace ballast

@@ -1,0 +1,332 @@
+#include "kernels/ops/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "tests/support/backends.h"
+#include "tests/support/reference.h"
+
+namespace ballast {
+namespace {
+
+using test::DenseMatrix;
+using test::Expected;
+using test::IsaTest;
+using test::kRound32;
+using test::Random;
+using test::same_bits;
+using test::view_of;
+
+constexpr int64_t kTokenCounts[] = {1, 2, 3, 5, 6, 7, 12, 13, 193};
+constexpr int64_t kMostTokens = 400;
+
+// What is added to x · Wᵀ; absent parts stay empty.
+struct Extras {
+  std::vector<float> bias, position_bias, residual;
+  std::vector<int32_t> positions;
+  int64_t position_rows = 0;
+  Activation activation = Activation::none;
+};
+
+Extras random_extras(Random& random, int64_t tokens, int64_t out, Activation activation) {
+  Extras extras{.bias = random.floats(out), .activation = activation};
+  extras.position_rows = 7;
+  extras.position_bias = random.floats(7 * out);
+  extras.residual = random.floats(tokens * out);
+  for (int64_t t = 0; t < tokens; ++t) extras.positions.push_back(int32_t(random.below(10)));
+  return extras;
+}
+
+template <class Encoding>
+Linear<Encoding> op_for(const std::vector<float>& x, const Encoding& weight, const Extras& extras,
+                        int64_t tokens, std::vector<float>& y) {
+  const int64_t out = weight.out_features;
+  Linear<Encoding> op{.x = TensorView(x.data(), DType::f32, {tokens, weight.in_features}),
+                      .weight = weight,
+                      .activation = extras.activation,
+                      .y = OutputView(y.data(), DType::f32, {tokens, out})};
+  if (!extras.bias.empty()) op.bias = view_of(extras.bias, {out});
+  if (!extras.position_bias.empty()) {
+    op.position_bias = view_of(extras.position_bias, {extras.position_rows, out});
+    op.positions = view_of(extras.positions).rows(0, tokens);
+  }
+  if (!extras.residual.empty()) op.residual = TensorView(extras.residual.data(), DType::f32, {tokens, out});
+  return op;
+}
+
+template <class Encoding>
+std::vector<float> run(Backend& backend, const std::vector<float>& x, const Encoding& weight,
+                       const Extras& extras, int64_t tokens) {
+  // NaN where nothing is written, so that a forgotten element cannot pass.
+  std::vector<float> y(size_t(tokens * weight.out_features), std::numeric_limits<float>::quiet_NaN());
+  backend.run(op_for(x, weight, extras, tokens, y));
+  return y;
+}
+
+// One output in f64. A chain of n fused steps is off by at most n half-ulps of Σ|x·w|; every addition after
+// it rounds once more; gelu stretches errors by at most 1.13 and erff and three products add a few roundings.
+Expected one_output(const DenseMatrix& weight, const float* x, int64_t t, int64_t row, const Extras& extras) {
+  double sum = 0, magnitude = 0;
+  for (int64_t k = 0; k < weight.in_features; ++k) {
+    const double product = double(x[k]) * weight.values[size_t(row * weight.in_features + k)];
+    sum += product;
+    magnitude += std::abs(product);
+  }
+  const auto plus = [&](double value) {
+    sum += value;
+    magnitude += std::abs(value);
+  };
+  if (!extras.bias.empty()) plus(extras.bias[size_t(row)]);
+  if (!extras.position_bias.empty() && extras.positions[size_t(t)] < extras.position_rows)
+    plus(extras.position_bias[size_t(extras.positions[size_t(t)] * weight.out_features + row)]);
+  double bound = double(weight.in_features + 2) * kRound32 * magnitude;
+  if (extras.activation == Activation::relu) sum = std::max(sum, 0.0);
+  if (extras.activation == Activation::gelu) {
+    bound = 1.13 * bound + 6 * kRound32 * std::abs(sum);
+    sum = sum / 2 * (1 + std::erf(sum / std::sqrt(2.0)));
+  }
+  if (!extras.residual.empty()) {
+    sum += extras.residual[size_t(t * weight.out_features + row)];
+    bound += kRound32 * (std::abs(sum) + bound);
+  }
+  return {sum, bound};
+}
+
+std::vector<Expected> reference(const DenseMatrix& weight, const std::vector<float>& x, const Extras& extras,
+                                int64_t tokens) {
+  std::vector<Expected> out;
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t row = 0; row < weight.out_features; ++row)
+      out.push_back(one_output(weight, x.data() + t * weight.in_features, t, row, extras));
+  return out;
+}
+
+std::vector<float> first_rows(const std::vector<float>& y, int64_t rows, int64_t width) {
+  return {y.begin(), y.begin() + rows * width};
+}
+
+// Everything that must hold for one packed weight: near the f64 loop, and the same bits for a token in every
+// batch size, with two threads and on the scalar reference.
+template <class Matrix>
+void check_matrix(const std::string& isa, const Matrix& matrix, const DenseMatrix& values, uint64_t seed) {
+  Random random(seed);
+  const int64_t out = values.out_features;
+  const int64_t most = isa == "scalar" ? 193 : kMostTokens;
+  const std::vector<float> x = random.floats(most * values.in_features);
+  const Extras extras = random_extras(random, most, out, Activation::relu);
+  const auto backend = test::cpu_backend(isa), two = test::cpu_backend(isa, 2);
+  const auto weight = test::packed(*backend, matrix);
+  const std::vector<float> whole = run(*backend, x, weight.view, extras, most);
+  ASSERT_TRUE(within_bounds(whole, reference(values, x, extras, most)));
+  const auto weight_of_two = test::packed(*two, matrix);
+  ASSERT_TRUE(same_bits(run(*two, x, weight_of_two.view, extras, most), whole)) << "two threads";
+  for (int64_t tokens : kTokenCounts) {
+    const std::vector<float> expected = first_rows(whole, tokens, out);
+    ASSERT_TRUE(same_bits(run(*backend, x, weight.view, extras, tokens), expected)) << tokens << " tokens";
+    ASSERT_TRUE(same_bits(run(*two, x, weight_of_two.view, extras, tokens), expected))
+        << tokens << " tokens, 2";
+  }
+  const auto scalar = test::cpu_backend("scalar");
+  const auto weight_of_scalar = test::packed(*scalar, matrix);
+  ASSERT_TRUE(same_bits(run(*scalar, x, weight_of_scalar.view, extras, 13), first_rows(whole, 13, out)))
+      << "scalar";
+}
+
+class LinearOp : public IsaTest {};
+BALLAST_FOR_ALL_ISAS(LinearOp);
+
+TEST_P(LinearOp, DenseWeightsOfAnyShape) {
+  const Shape shapes[] = {{1, 1}, {1, 300}, {15, 16}, {16, 128}, {17, 129}, {33, 5}, {80, 127}, {150, 260}};
+  uint64_t seed = 1;
+  for (DType dtype : {DType::f32, DType::f16, DType::bf16})
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE(str(name_of(dtype), " ", shape.text()));
+      Random random(++seed);
+      const DenseMatrix matrix(dtype, shape[0], shape[1], random.floats(shape.elements()));
+      ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, matrix, seed));
+    }
+}
+
+// {out_features, in_features, group_size}
+TEST_P(LinearOp, AffineWeightsOfAnyShapeAndGroup) {
+  const Shape shapes[] = {{1, 16, 16},    {150, 144, 16}, {33, 96, 32},    {17, 320, 64},
+                          {70, 384, 128}, {31, 37, 37},   {130, 131, 131}, {16, 300, 300}};
+  uint64_t seed = 100;
+  for (int bits : {2, 3, 4, 8})
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE(str(bits, " bits, out, in, group ", shape.text()));
+      Random random(++seed);
+      const AffineMatrix matrix = test::random_affine(random, bits, shape[0], shape[1], shape[2]);
+      ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, test::decoded(matrix), seed));
+    }
+}
+
+TEST_P(LinearOp, AffineEqualsItsDecodedMatrixBitForBit) {
+  for (int bits : {2, 3, 4, 8})
+    for (int64_t group_size : {16, 48, 336}) {
+      Random random{uint64_t(bits + group_size)};
+      AffineMatrix matrix = test::random_affine(random, bits, 83, 336, group_size);
+      // Extreme stored scales: the smallest subnormal and the largest finite binary16.
+      matrix.scales[0] = 0x0001;
+      matrix.scales[1] = 0x7BFF;
+      const DenseMatrix dense = test::decoded(matrix);
+      const auto affine_weight = test::packed(*backend_, matrix);
+      const auto dense_weight = test::packed(*backend_, dense);
+      const std::vector<float> x = random.floats(13 * 336);
+      for (int64_t tokens : {1, 2, 13})
+        ASSERT_TRUE(same_bits(run(*backend_, x, affine_weight.view, {}, tokens),
+                              run(*backend_, x, dense_weight.view, {}, tokens)))
+            << bits << " bits, group " << group_size << ", " << tokens << " tokens";
+    }
+}
+
+TEST_P(LinearOp, EveryCombinationOfExtras) {
+  constexpr int64_t kTokens = 9, kOut = 37, kIn = 50;
+  Random random(7);
+  const DenseMatrix matrix(DType::f32, kOut, kIn, random.floats(kOut * kIn));
+  const auto weight = test::packed(*backend_, matrix);
+  const std::vector<float> x = random.floats(kTokens * kIn);
+  for (Activation activation : {Activation::none, Activation::relu, Activation::gelu})
+    for (int parts = 0; parts < 8; ++parts) {
+      Extras extras = random_extras(random, kTokens, kOut, activation);
+      if (!(parts & 1)) extras.bias.clear();
+      if (!(parts & 2)) extras.position_bias.clear();
+      if (!(parts & 4)) extras.residual.clear();
+      ASSERT_TRUE(within_bounds(run(*backend_, x, weight.view, extras, kTokens),
+                                reference(matrix, x, extras, kTokens)))
+          << "activation " << int(activation) << ", parts " << parts;
+    }
+}
+
+TEST_P(LinearOp, PositionsBeyondTheTableGetNothingAdded) {
+  Random random(8);
+  const DenseMatrix matrix(DType::f32, 20, 12, random.floats(240));
+  const auto weight = test::packed(*backend_, matrix);
+  const std::vector<float> x = random.floats(3 * 12);
+  Extras extras{.position_bias = random.floats(2 * 20), .positions = {2, 1, 1000000}, .position_rows = 2};
+  const std::vector<float> with = run(*backend_, x, weight.view, extras, 3);
+  const std::vector<float> without = run(*backend_, x, weight.view, {}, 3);
+  for (int64_t row = 0; row < 20; ++row) {
+    EXPECT_EQ(with[size_t(row)], without[size_t(row)]);
+    EXPECT_EQ(with[size_t(20 + row)], without[size_t(20 + row)] + extras.position_bias[size_t(20 + row)]);
+    EXPECT_EQ(with[size_t(40 + row)], without[size_t(40 + row)]);
+  }
+}
+
+TEST_P(LinearOp, ResidualMayBeTheOutputItself) {
+  constexpr int64_t kOut = 150, kIn = 300;
+  Random random(9);
+  const DenseMatrix matrix(DType::f32, kOut, kIn, random.floats(kOut * kIn));
+  const auto backend = test::cpu_backend(GetParam(), 2);
+  const auto weight = test::packed(*backend, matrix);
+  for (int64_t tokens : {1, 2, 200}) {
+    const std::vector<float> x = random.floats(tokens * kIn);
+    const Extras extras{.residual = random.floats(tokens * kOut), .activation = Activation::relu};
+    const std::vector<float> expected = run(*backend, x, weight.view, extras, tokens);
+    std::vector<float> y = extras.residual;
+    auto op = op_for(x, weight.view, extras, tokens, y);
+    op.residual = op.y;
+    backend->run(op);
+    ASSERT_TRUE(same_bits(y, expected)) << tokens << " tokens";
+  }
+}
+
+TEST_P(LinearOp, RowsOfViewsMayLieApart) {
+  constexpr int64_t kTokens = 14, kOut = 37, kIn = 50;
+  Random random(10);
+  const DenseMatrix matrix(DType::f16, kOut, kIn, random.floats(kOut * kIn));
+  const auto weight = test::packed(*backend_, matrix);
+  const std::vector<float> x = random.floats(kTokens * kIn);
+  const Extras extras{.residual = random.floats(kTokens * kOut)};
+  const std::vector<float> expected = run(*backend_, x, weight.view, extras, kTokens);
+  constexpr int64_t kXStride = 64, kYStride = 41, kResidualStride = 77;
+  std::vector<float> wide_x(kTokens * kXStride, -5), wide_residual(kTokens * kResidualStride, -6);
+  std::vector<float> wide_y(kTokens * kYStride, -7);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    std::copy_n(x.begin() + t * kIn, kIn, wide_x.begin() + t * kXStride);
+    std::copy_n(extras.residual.begin() + t * kOut, kOut, wide_residual.begin() + t * kResidualStride);
+  }
+  for (int64_t tokens : {int64_t(1), kTokens}) {
+    auto op = op_for(wide_x, weight.view, {}, tokens, wide_y);
+    op.residual = TensorView(wide_residual.data(), DType::f32, {tokens, kOut});
+    op.x.strides[0] = kXStride;
+    op.residual.strides[0] = kResidualStride;
+    op.y.strides[0] = kYStride;
+    backend_->run(op);
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t row = 0; row < kYStride; ++row)
+        ASSERT_EQ(wide_y[size_t(t * kYStride + row)], row < kOut ? expected[size_t(t * kOut + row)] : -7);
+  }
+}
+
+TEST_P(LinearOp, NoTokensIsNoWork) {
+  Random random(11);
+  const DenseMatrix matrix(DType::f32, 5, 6, random.floats(30));
+  const auto weight = test::packed(*backend_, matrix);
+  std::vector<float> x(6), y{42};
+  EXPECT_NO_THROW(backend_->run(op_for(x, weight.view, {}, 0, y)));
+  EXPECT_EQ(y[0], 42);
+}
+
+// A stored matrix comes straight out of a file map, at any address.
+TEST_P(LinearOp, PackReadsUnalignedSources) {
+  Random random(12);
+  const DenseMatrix matrix(DType::f32, 18, 7, random.floats(126));
+  std::vector<char> bytes(126 * 4 + 1);
+  std::memcpy(bytes.data() + 1, matrix.values.data(), 126 * 4);
+  const test::Packed<DenseView> shifted(*backend_, TensorView(bytes.data() + 1, DType::f32, {18, 7}),
+                                        DenseView{DType::f32, 18, 7, {}});
+  const auto weight = test::packed(*backend_, matrix);
+  const std::vector<float> x = random.floats(7);
+  EXPECT_TRUE(same_bits(run(*backend_, x, shifted.view, {}, 1), run(*backend_, x, weight.view, {}, 1)));
+}
+
+TEST_P(LinearOp, BrokenContractsAreNamed) {
+  Random random(13);
+  const DenseMatrix matrix(DType::f32, 20, 12, random.floats(240));
+  const auto weight = test::packed(*backend_, matrix);
+  std::vector<float> x(24), y(40), bias(19);
+  const auto message = [&](const std::function<void(Linear<DenseView>&)>& damage) {
+    auto op = op_for(x, weight.view, {}, 2, y);
+    damage(op);
+    return test::message_of<ContractError>([&] { backend_->run(op); });
+  };
+  const auto has = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+  EXPECT_TRUE(
+      has(message([&](auto& op) { op.bias = view_of(bias, {19}); }), "linear: out_features is 19 in bias"));
+  EXPECT_TRUE(has(message([&](auto& op) { op.x.shape.dims[1] = 11; }), "linear: in_features is 11 in x"));
+  EXPECT_TRUE(has(message([&](auto& op) { op.y.shape.dims[0] = 1; }), "linear: tokens is 1 in y"));
+  EXPECT_TRUE(has(message([&](auto& op) { op.x.dtype = DType::f16; }), "linear: x has dtype f16"));
+  EXPECT_TRUE(has(message([&](auto& op) { op.weight.data = {}; }), "linear: weight was not packed"));
+  EXPECT_TRUE(has(message([&](auto& op) { op.x.data = op.y.data; }), "linear: y must not overwrite x"));
+  EXPECT_TRUE(has(message([&](auto& op) {
+                    op.position_bias = TensorView(y.data(), DType::f32, {1, 20});
+                  }),
+                  "linear: positions has shape"));
+}
+
+TEST(FindBackend, DescribesItselfAndRefusesWhatIsNotThere) {
+  EXPECT_EQ(test::cpu_backend("scalar", 3)->description(), "cpu, scalar, 3 threads");
+  EXPECT_EQ(test::cpu_backend("scalar", 1)->description(), "cpu, scalar, 1 thread");
+  const auto message = [](const BackendOptions& options) {
+    return test::message_of<Error>([&] { find_backend(options); });
+  };
+  EXPECT_EQ(message({.device = "tpu"}), "--device is \"tpu\", expected auto, cpu or cuda");
+  EXPECT_EQ(message({.device = "cpu", .isa = "mmx"}),
+            "instruction set is \"mmx\", expected auto, scalar, avx2 or avx512");
+  EXPECT_EQ(message({.device = "cpu", .threads = -1}),
+            "--threads is -1, expected 1 to 1024, or 0 for all processors");
+  for (const char* isa : {"avx2", "avx512"})
+    if (!test::isa_runs_here(isa)) {
+      EXPECT_EQ(message({.device = "cpu", .isa = isa}),
+                str("instruction set ", isa, " is not supported by this processor"));
+    }
+}
+
+}  // namespace
+}  // namespace ballast
