@@ -5,6 +5,7 @@
 #include <bit>
 #include <deque>
 
+#include "engine/io/json.h"
 #include "engine/io/tokenizer_bpe_merges.h"
 #include "engine/io/tokenizer_utf8.h"
 #include "engine/io/tokenizer_words.h"
@@ -156,7 +157,7 @@ void BpeEncoder::merge_word(std::string_view word) {
     const int32_t id = tokenizer_.byte_ids_[static_cast<uint8_t>(c)];
     if (id == kNone && !tokenizer_.unknown_) {
       throw Error(str("text: the vocabulary has no token for byte ",
-                      static_cast<int>(static_cast<uint8_t>(c)), " (in ", quoted(word), ")"));
+                      static_cast<int>(static_cast<uint8_t>(c)), " (in ", shown(word), ")"));
     }
     if (id != kNone) {
       symbols_.push_back(id);
@@ -175,8 +176,8 @@ BpeTokenizer::BpeTokenizer(BpeDescription description, const TokenizerSettings& 
   read_vocabulary();
   read_merges();
   read_added(settings);
-  read_ends(settings);
   if (description_.unknown) unknown_ = required_id(*description_.unknown, "unk_token");
+  read_ends(settings);
   if (description_.ignore_merges) {
     // What BPE may produce is what the vocabulary spells in the alphabet; added tokens were looked for
     // before.
@@ -195,8 +196,8 @@ void BpeTokenizer::put(const std::string& token, int32_t id, std::string bytes) 
     special_.resize(id + 1);
   }
   if (used_[id]) {
-    throw Error(str(description_.vocabulary_file, ": token ", quoted(token), " has id ", id, ", which ",
-                    quoted(bytes_[id]), " has already"));
+    throw Error(str(description_.vocabulary_file, ": token ", shown(token), " has id ", id, ", which ",
+                    shown(bytes_[id]), " has already"));
   }
   used_[id] = true;
   bytes_[id] = std::move(bytes);
@@ -221,8 +222,8 @@ void BpeTokenizer::read_merges() {
     const auto id = [&](const std::string& token) {
       const std::optional<int32_t> found = id_of(token);
       if (!found) {
-        throw Error(str(description_.merges_file, ": merge ", rank + 1, " (", quoted(left), " ",
-                        quoted(right), ") needs token ", quoted(token), ", which the vocabulary lacks"));
+        throw Error(str(description_.merges_file, ": merge ", rank + 1, " (", shown(left), " ", shown(right),
+                        ") needs token ", shown(token), ", which the vocabulary lacks"));
       }
       return *found;
     };
@@ -244,12 +245,12 @@ void BpeTokenizer::read_added(const TokenizerSettings& settings) {
     if (!id) {
       put(token.content, *token.id, token.content);
     } else if (token.id && token.id != id) {
-      throw Error(str(description_.vocabulary_file, ": added token ", quoted(token.content), " has id ",
+      throw Error(str(description_.vocabulary_file, ": added token ", shown(token.content), " has id ",
                       *token.id, ", but the vocabulary gives it ", *id));
     } else if (bytes_[*id] != token.content) {
-      throw Error(str(description_.vocabulary_file, ": added token ", quoted(token.content),
+      throw Error(str(description_.vocabulary_file, ": added token ", shown(token.content),
                       " would be matched literally, but in the vocabulary it stands for the text ",
-                      quoted(bytes_[*id])));
+                      shown(bytes_[*id])));
     }
     token.id = id ? id : token.id;
     special_[*token.id] = token.special;
@@ -287,7 +288,7 @@ std::optional<int32_t> BpeTokenizer::id_of(const std::string& token) const {
 
 int32_t BpeTokenizer::required_id(const std::string& token, const char* name) const {
   const std::optional<int32_t> id = id_of(token);
-  if (!id) throw Error(str(description_.vocabulary_file, ": no token ", quoted(token), ", which is ", name));
+  if (!id) throw Error(str(description_.vocabulary_file, ": no token ", shown(token), ", which is ", name));
   return *id;
 }
 

@@ -23,21 +23,21 @@ std::string type_of(const json& component) {
 }
 
 void parse_vocabulary(const json& vocabulary, const std::string& what, BpeDescription& description) {
-  if (!vocabulary.is_object()) throw Error(str(what, ": expected an object, got ", vocabulary.type_name()));
+  if (!vocabulary.is_object()) throw Error(str(what, ": expected an object, got ", shown_json(vocabulary)));
   if (vocabulary.empty()) throw Error(str(what, ": expected tokens, got none"));
   description.vocabulary.reserve(vocabulary.size());
   for (const auto& [token, id] : vocabulary.items()) {
-    description.vocabulary.emplace_back(token, parse_token_id(id, str(what, ": ", quoted(token))));
+    description.vocabulary.emplace_back(token, parse_token_id(id, what, token));
   }
 }
 
-std::pair<std::string, std::string> split_merge(std::string_view merge, const std::string& what) {
+/// Adds the merge "left right"; false if it is not of that form.
+bool add_merge(std::string_view merge, BpeDescription& description) {
   const size_t space = merge.find(' ');
-  if (space == 0 || space == std::string_view::npos || space + 1 == merge.size() ||
-      merge.find(' ', space + 1) != std::string_view::npos) {
-    throw Error(str(what, ": expected two tokens with a space between, got ", quoted(merge)));
-  }
-  return {std::string(merge.substr(0, space)), std::string(merge.substr(space + 1))};
+  if (space == 0 || space == std::string_view::npos || space + 1 == merge.size()) return false;
+  if (merge.find(' ', space + 1) != std::string_view::npos) return false;
+  description.merges.emplace_back(merge.substr(0, space), merge.substr(space + 1));
+  return true;
 }
 
 void parse_merges_text(std::string_view text, BpeDescription& description) {
@@ -53,22 +53,23 @@ void parse_merges_text(std::string_view text, BpeDescription& description) {
     ++line_number;
     if (line.ends_with('\r')) line.remove_suffix(1);
     if (line.empty() || line.starts_with("#version")) continue;
-    description.merges.push_back(split_merge(line, str(file, ": line ", line_number)));
+    if (!add_merge(line, description)) {
+      throw Error(
+          str(file, ": line ", line_number, ": expected two tokens with a space between, got ", shown(line)));
+    }
   }
 }
 
 void parse_merges_list(const json& merges, BpeDescription& description) {
   const std::string what = description.merges_file + ": model.merges";
-  if (!merges.is_array()) throw Error(str(what, ": expected a list, got ", merges.type_name()));
+  if (!merges.is_array()) throw Error(str(what, ": expected a list, got ", shown_json(merges)));
   description.merges.reserve(merges.size());
   for (const json& merge : merges) {
-    const std::string place = str(what, "[", description.merges.size(), "]");
-    if (merge.is_string()) {
-      description.merges.push_back(split_merge(merge.get_ref<const std::string&>(), place));
-    } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+    if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
       description.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
-    } else {
-      throw Error(str(place, R"(: expected "a b" or ["a", "b"], got )", quoted(merge.dump())));
+    } else if (!merge.is_string() || !add_merge(merge.get_ref<const std::string&>(), description)) {
+      throw Error(str(what, "[", description.merges.size(), R"(]: expected "a b" or ["a", "b"], got )",
+                      shown(merge.dump())));
     }
   }
 }
@@ -86,8 +87,7 @@ std::vector<const json*> parts_of(const json& component, const char* list_name) 
 }
 
 [[noreturn]] void unsupported(const std::string& what, const std::string& expected, const json& got) {
-  throw Error(str(what, ": expected ", expected, ", got ",
-                  got.is_string() ? quoted(got.get<std::string>()) : quoted(got.dump())));
+  throw Error(str(what, ": expected ", expected, ", got ", shown(got.dump())));
 }
 
 void require_absent_or_empty(const json& model, const char* name, const std::string& file) {
@@ -98,7 +98,7 @@ void require_absent_or_empty(const json& model, const char* name, const std::str
 
 void parse_model(const json& model, BpeDescription& description) {
   const std::string& file = description.vocabulary_file;
-  if (!model.is_object()) throw Error(str(file, ": model: expected an object, got ", model.type_name()));
+  if (!model.is_object()) throw Error(str(file, ": model: expected an object, got ", shown_json(model)));
   const json& type = member(model, "type");  // files of before 2021 have none
   if (!type.is_null() && type != "BPE") unsupported(str(file, ": model.type"), "\"BPE\"", type);
   for (const char* name : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"}) {
@@ -122,7 +122,7 @@ void parse_pre_tokenizer(const json& component, BpeDescription& description) {
 /// Template `[{"SpecialToken": {"id": "</s>"}}, {"Sequence": {"id": "A"}}]`: the token before the sequence,
 /// if any.
 void parse_template(const json& single, const std::string& what, BpeDescription& description) {
-  if (!single.is_array()) throw Error(str(what, ": expected a list, got ", single.type_name()));
+  if (!single.is_array()) throw Error(str(what, ": expected a list, got ", shown_json(single)));
   description.decides_bos = true;
   bool seen_text = false;
   for (const json& item : single) {
@@ -162,7 +162,7 @@ bool is_byte_level(const json& root) {
 }
 
 BpeDescription parse_tokenizer_json(const json& root, const std::string& file) {
-  if (!root.is_object()) throw Error(str(file, ": expected an object, got ", root.type_name()));
+  if (!root.is_object()) throw Error(str(file, ": expected an object, got ", shown_json(root)));
   BpeDescription description;
   description.vocabulary_file = description.merges_file = file;
   const json& normalizer = member(root, "normalizer");
@@ -176,12 +176,12 @@ BpeDescription parse_tokenizer_json(const json& root, const std::string& file) {
 
   const json& added = member(root, "added_tokens");
   if (added.is_null()) return description;
-  if (!added.is_array()) throw Error(str(file, ": added_tokens: expected a list, got ", added.type_name()));
+  if (!added.is_array()) throw Error(str(file, ": added_tokens: expected a list, got ", shown_json(added)));
   for (const json& value : added) {
     const std::string what = str(file, ": added_tokens[", description.added.size(), "]");
     AddedToken token = parse_added_token(value, what);
     if (token.content.empty()) throw Error(str(what, ": content is empty"));
-    token.id = parse_token_id(member(value, "id"), what + ".id");
+    token.id = parse_token_id(member(value, "id"), what, token.content);
     description.added.push_back(std::move(token));
   }
   return description;

@@ -67,10 +67,4 @@ std::unique_ptr<Tokenizer> open_tokenizer(const TokenizerFiles& files) {
   return tokenizer;
 }
 
-std::string quoted(std::string_view text) {
-  constexpr size_t kShown = 60;
-  const std::string valid = to_valid_utf8(text.substr(0, kShown));
-  return nlohmann::json(valid).dump() + (text.size() > kShown ? "…" : "");
-}
-
 }  // namespace ballast

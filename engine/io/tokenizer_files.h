@@ -30,7 +30,4 @@ TokenizerFiles read_tokenizer_files(const std::filesystem::path& folder);
 /// The tokenizer in `files`; Tokenizer::open() is read_tokenizer_files() and this.
 std::unique_ptr<Tokenizer> open_tokenizer(const TokenizerFiles& files);
 
-/// `text` in quotation marks for a one-line message: shortened, control characters escaped.
-std::string quoted(std::string_view text);
-
 }  // namespace ballast

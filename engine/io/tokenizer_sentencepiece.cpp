@@ -4,6 +4,7 @@
 
 #include <charconv>
 
+#include "engine/io/json.h"
 #include "kernels/check.h"
 
 namespace ballast {
@@ -57,7 +58,7 @@ SentencepieceTokenizer::SentencepieceTokenizer(const std::string& model, const s
                                                const TokenizerSettings& settings)
     : file_(file), facts_(check_sentencepiece_model(model, file)) {
   const auto status = processor_.LoadFromSerializedProto(model);
-  if (!status.ok()) throw Error(str(file, ": sentencepiece cannot open it: ", quoted(status.ToString())));
+  if (!status.ok()) throw Error(str(file, ": sentencepiece cannot open it: ", shown(status.ToString())));
   bytes_.resize(processor_.GetPieceSize());
   special_.resize(bytes_.size());
   for (int32_t id = 0; has(id); ++id) read_piece(id);
@@ -74,7 +75,7 @@ void SentencepieceTokenizer::read_piece(int32_t id) {
     unsigned byte = 256;
     if (piece.size() == 6) std::from_chars(piece.data() + 3, piece.data() + 5, byte, 16);
     if (byte > 255)
-      throw Error(str(file_, ": piece ", id, ": expected a byte such as <0x0A>, got ", quoted(piece)));
+      throw Error(str(file_, ": piece ", id, ": expected a byte such as <0x0A>, got ", shown(piece)));
     bytes_[id] = std::string(1, static_cast<char>(byte));
   } else {
     bytes_[id] = special_[id] ? piece : with_spaces(piece);
@@ -94,7 +95,7 @@ std::optional<int32_t> SentencepieceTokenizer::end_id(const std::optional<std::s
   for (size_t id = processor_.GetPieceSize(); id < bytes_.size(); ++id) {
     if (bytes_[id] == *name) return static_cast<int32_t>(id);
   }
-  throw Error(str(file_, ": no piece ", quoted(*name), ", which tokenizer_config.json names"));
+  throw Error(str(file_, ": no piece ", shown(*name), ", which tokenizer_config.json names"));
 }
 
 void SentencepieceTokenizer::read_added(const TokenizerSettings& settings) {
@@ -103,7 +104,7 @@ void SentencepieceTokenizer::read_added(const TokenizerSettings& settings) {
     const std::optional<int32_t> id = id_of(token.content);
     if (!id && !token.id) continue;  // a setting names a token that the model does without
     if (id && token.id && token.id != id) {
-      throw Error(str(file_, ": added token ", quoted(token.content), " has id ", *token.id,
+      throw Error(str(file_, ": added token ", shown(token.content), " has id ", *token.id,
                       ", but the model gives it ", *id));
     }
     if (!id) {
@@ -112,8 +113,8 @@ void SentencepieceTokenizer::read_added(const TokenizerSettings& settings) {
         special_.resize(*token.id + 1);
       }
       if (!bytes_[*token.id].empty()) {
-        throw Error(str(file_, ": added token ", quoted(token.content), " has id ", *token.id, ", which ",
-                        quoted(bytes_[*token.id]), " has already"));
+        throw Error(str(file_, ": added token ", shown(token.content), " has id ", *token.id, ", which ",
+                        shown(bytes_[*token.id]), " has already"));
       }
       bytes_[*token.id] = token.content;
     }
@@ -135,7 +136,7 @@ std::vector<int32_t> SentencepieceTokenizer::encode(std::string_view text, bool 
     }
     const auto status = processor_.Encode(piece.text, &piece_ids);
     if (!status.ok())
-      throw Error(str(file_, ": sentencepiece cannot encode a text: ", quoted(status.ToString())));
+      throw Error(str(file_, ": sentencepiece cannot encode a text: ", shown(status.ToString())));
     ids.insert(ids.end(), piece_ids.begin(), piece_ids.end());
   }
   return ids;

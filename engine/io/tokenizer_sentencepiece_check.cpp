@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "engine/io/json.h"
 #include "engine/io/tokenizer_sentencepiece.h"
 #include "engine/io/tokenizer_utf8.h"
 #include "kernels/check.h"
@@ -96,7 +97,7 @@ void check_piece(std::string_view message, const std::string& what) {
       valid_utf8_prefix(piece) == piece.size() && piece.find('\0') == std::string_view::npos;
   if (piece.empty() || piece.size() > kMaxPieceBytes || !well_formed) {
     throw Error(str(what, ": expected 1 to ", kMaxPieceBytes, " bytes of UTF-8, got ", piece.size(),
-                    " bytes ", quoted(piece)));
+                    " bytes ", shown(piece)));
   }
 }
 

@@ -17,7 +17,7 @@ constexpr const char* kSpecialNames[] = {"bos_token", "eos_token", "unk_token", 
 json parse_object(const std::optional<std::string>& text, const std::string& file) {
   if (!text) return json::object();
   json root = parse_json(*text, file);
-  if (!root.is_object()) throw Error(str(file, ": expected an object, got ", root.type_name()));
+  if (!root.is_object()) throw Error(str(file, ": expected an object, got ", shown_json(root)));
   return root;
 }
 
@@ -48,7 +48,7 @@ void parse_special_tokens(const json& root, const std::string& file, TokenizerSe
     const auto found = root.find(name);
     if (found == root.end() || found->is_null()) continue;
     if (!found->is_structured())
-      throw Error(str(file, ": ", name, " should be a list, got ", found->type_name()));
+      throw Error(str(file, ": ", name, " should be a list, got ", shown_json(*found)));
     for (const json& value : *found) {
       settings.added.merge(parse_special(value, str(file, ": ", name)));
     }
@@ -57,13 +57,13 @@ void parse_special_tokens(const json& root, const std::string& file, TokenizerSe
 
 /// added_tokens_decoder of tokenizer_config.json: {"id": token}.
 void parse_added_tokens_decoder(const json& decoder, const std::string& what, TokenizerSettings& settings) {
-  if (!decoder.is_object()) throw Error(str(what, " should be an object, got ", decoder.type_name()));
+  if (!decoder.is_object()) throw Error(str(what, " should be an object, got ", shown_json(decoder)));
   for (const auto& [key, value] : decoder.items()) {
     AddedToken token = parse_added_token(value, what);
     int64_t id = -1;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     if (error != std::errc() || end != key.data() + key.size() || id < 0 || id >= kMaxVocabulary) {
-      throw Error(str(what, ": expected an id from 0 to ", kMaxVocabulary - 1, ", got ", quoted(key)));
+      throw Error(str(what, ": expected an id from 0 to ", kMaxVocabulary - 1, ", got ", shown(key)));
     }
     token.id = static_cast<int32_t>(id);
     settings.added.merge(std::move(token));
@@ -77,7 +77,7 @@ void parse_added_tokens_file(const TokenizerFiles& files, TokenizerSettings& set
   for (const auto& [content, id] : root.items()) {
     json token = {{"content", content}, {"normalized", true}};
     AddedToken added = parse_added_token(token, file);
-    added.id = parse_token_id(id, str(file, ": ", quoted(content)));
+    added.id = parse_token_id(id, file, content);
     if (settings.added.contains(content)) added.normalized = false;
     settings.added.merge(std::move(added));
   }
@@ -107,47 +107,37 @@ std::optional<int64_t> integer_in(const json& root, const char* name) {
 
 }  // namespace
 
-std::optional<bool> optional_bool(const json& object, const char* name, const std::string& file) {
-  const auto found = object.find(name);
-  if (found == object.end() || found->is_null()) return {};
-  if (!found->is_boolean())
-    throw Error(str(file, ": ", name, " should be true or false, got ", found->type_name()));
-  return found->get<bool>();
+std::optional<bool> optional_bool(const json& object, const char* key, const std::string& what) {
+  if (!json_find(object, key, what)) return {};
+  return json_bool(object, key, what);
 }
 
-std::optional<std::string> optional_string(const json& object, const char* name, const std::string& file) {
-  const auto found = object.find(name);
-  if (found == object.end() || found->is_null()) return {};
-  if (!found->is_string())
-    throw Error(str(file, ": ", name, " should be a string, got ", found->type_name()));
-  return found->get<std::string>();
+std::optional<std::string> optional_string(const json& object, const char* key, const std::string& what) {
+  if (!json_find(object, key, what)) return {};
+  return json_string(object, key, what);
 }
 
-int32_t parse_token_id(const json& value, const std::string& what) {
-  // The unsigned reading first: as a signed number a value beyond 2^63 would wrap.
-  const bool fits = value.is_number_unsigned() && value.get<uint64_t>() < uint64_t{kMaxVocabulary};
-  if (!fits) {
-    const std::string got = value.is_number() ? value.dump() : value.type_name();
-    throw Error(str(what, ": expected an id from 0 to ", kMaxVocabulary - 1, ", got ", got));
+int32_t parse_token_id(const json& value, const std::string& what, std::string_view token) {
+  // An integer that is not negative is stored as unsigned, up to 2^64.
+  if (!value.is_number_unsigned() || value.get<uint64_t>() >= uint64_t{kMaxVocabulary}) {
+    throw Error(str(what, ": token ", shown(token), ": expected an id from 0 to ", kMaxVocabulary - 1,
+                    ", got ", shown_json(value)));
   }
   return static_cast<int32_t>(value.get<uint64_t>());
 }
 
 AddedToken parse_added_token(const json& value, const std::string& what) {
-  if (!value.is_object()) throw Error(str(what, ": expected a token, got ", value.type_name()));
   AddedToken token;
-  const std::optional<std::string> content = optional_string(value, "content", what);
-  if (!content) throw Error(str(what, ": a token has no content"));
-  if (content->size() > kMaxAddedTokenBytes) {
-    throw Error(str(what, ": token ", quoted(*content), " has ", content->size(), " bytes, more than ",
-                    kMaxAddedTokenBytes));
+  token.content = json_string(value, "content", what);
+  if (token.content.size() > kMaxAddedTokenBytes) {
+    throw Error(str(what, ": token ", shown(token.content), " has ", token.content.size(),
+                    " bytes; expected at most ", kMaxAddedTokenBytes));
   }
-  token.content = *content;
-  token.single_word = optional_bool(value, "single_word", what).value_or(false);
-  token.lstrip = optional_bool(value, "lstrip", what).value_or(false);
-  token.rstrip = optional_bool(value, "rstrip", what).value_or(false);
-  token.special = optional_bool(value, "special", what).value_or(false);
-  token.normalized = optional_bool(value, "normalized", what).value_or(!token.special);
+  token.single_word = json_bool(value, "single_word", what, false);
+  token.lstrip = json_bool(value, "lstrip", what, false);
+  token.rstrip = json_bool(value, "rstrip", what, false);
+  token.special = json_bool(value, "special", what, false);
+  token.normalized = json_bool(value, "normalized", what, !token.special);
   return token;
 }
 

@@ -28,14 +28,12 @@ TokenizerSettings parse_tokenizer_settings(const TokenizerFiles& files);
 /// `{"content": …, flags}`. `what` is file and field for messages.
 AddedToken parse_added_token(const nlohmann::json& value, const std::string& what);
 
-/// An id, checked to be an integer in [0, kMaxVocabulary).
-int32_t parse_token_id(const nlohmann::json& value, const std::string& what);
+/// An id, checked to be an integer in [0, kMaxVocabulary). `token` is whose id it is, for the message.
+int32_t parse_token_id(const nlohmann::json& value, const std::string& what, std::string_view token);
 
-/// Member `name` as a bool; none if absent or null; Error if it is anything else.
-std::optional<bool> optional_bool(const nlohmann::json& object, const char* name, const std::string& file);
-
-/// Member `name` as a string; none if absent or null; Error if it is anything else.
-std::optional<std::string> optional_string(const nlohmann::json& object, const char* name,
-                                           const std::string& file);
+/// Member `key` if it is there and not null; Error if it has another type.
+std::optional<bool> optional_bool(const nlohmann::json& object, const char* key, const std::string& what);
+std::optional<std::string> optional_string(const nlohmann::json& object, const char* key,
+                                           const std::string& what);
 
 }  // namespace ballast
