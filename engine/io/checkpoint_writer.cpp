@@ -127,6 +127,8 @@ struct CheckpointWriter::State {
   std::set<std::string> names;
   std::vector<std::string> side_files;  // already in the temporary folder
   bool finished = false;
+  bool incomplete =
+      false;  // the last tensor's data are not all there: its write failed, and so would the rest
 
   /// Runs `write` and completes the message of what fails with the space that is needed.
   template <class Write>
@@ -208,6 +210,7 @@ void CheckpointWriter::add(const std::string& name, const std::string& dtype,
   tensor.bytes = uint64_t(tensor.elements()) * uint64_t(bits) / 8;
   begin(tensor);
   state_->guarded([&] { state_->spool->write({static_cast<const char*>(data), tensor.bytes}); });
+  state_->incomplete = false;
 }
 
 void CheckpointWriter::copy(const Checkpoint& source, const StoredTensor& tensor) {
@@ -222,13 +225,15 @@ void CheckpointWriter::copy(const Checkpoint& source, const StoredTensor& tensor
   }
   source.release(tensor);
   source.check_intact();
+  state_->incomplete = false;
 }
 
 void CheckpointWriter::begin(const StoredTensor& tensor) {
-  CHECK(!state_->finished);
+  CHECK(!state_->finished && !state_->incomplete);
   CHECK(tensor.name != "__metadata__" && state_->names.insert(tensor.name).second, tensor.name);
   state_->tensors.push_back(tensor);
   state_->tensors.back().offset = state_->spool->size();
+  state_->incomplete = true;
 }
 
 void CheckpointWriter::copy_file(const fs::path& source_folder, const std::string& file_name) {
@@ -238,7 +243,8 @@ void CheckpointWriter::copy_file(const fs::path& source_folder, const std::strin
 
 void CheckpointWriter::add_file(const std::string& file_name, const std::string& content) {
   CHECK(!state_->finished);
-  const bool plain = fs::path(file_name).filename() == file_name && file_name != "." && file_name != "..";
+  const bool plain = !file_name.empty() && fs::path(file_name).filename() == file_name && file_name != "." &&
+                     file_name != "..";
   const bool ours = file_name == "config.json" || file_name == kIndex || file_name == "spool" ||
                     file_name.ends_with(".safetensors");
   CHECK(plain && !ours, file_name);
@@ -250,7 +256,7 @@ void CheckpointWriter::add_file(const std::string& file_name, const std::string&
 
 void CheckpointWriter::finish(const nlohmann::json& config) {
   State& state = *state_;
-  CHECK(!state.finished);
+  CHECK(!state.finished && !state.incomplete);
   const std::vector<Shard> shards = plan_shards(state.tensors, state.options.max_shard_bytes);
   std::vector<std::string> names;
   state.guarded([&] {

@@ -116,6 +116,9 @@ nlohmann::json parse_json(std::string_view text, const std::string& what, const 
   if (text.size() > limits.bytes)
     throw Error(str(what, ": ", text.size(), " bytes of JSON, expected at most ", limits.bytes));
   if (text.starts_with("\xEF\xBB\xBF")) throw Error(what + ": starts with a byte-order mark, expected JSON");
+  // The library takes a NUL between values for the end of the text and would ignore what follows.
+  if (const size_t at = text.find('\0'); at != text.npos)
+    throw Error(str(what, ": not valid JSON at byte ", at, ": a NUL byte"));
   LimitedBuilder builder(what, limits);
   json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();

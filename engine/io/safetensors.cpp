@@ -262,6 +262,9 @@ std::vector<StoredTensor> parse_safetensors(std::string_view file, const std::st
   if (!header.starts_with('{'))
     throw Error(
         str(what, ": header at byte 8: expected '{', got ", header.empty() ? "nothing" : shown(header, 1)));
+  // The JSON library takes a NUL between values for the end of the text and would ignore what follows.
+  if (const size_t at = header.find('\0'); at != header.npos)
+    throw Error(str(what, ": header is not valid JSON at byte ", 8 + at, ": a NUL byte"));
 
   std::vector<StoredTensor> tensors;
   tensors.reserve(scan_header(header, what));

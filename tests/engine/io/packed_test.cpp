@@ -1,0 +1,603 @@
+#include "engine/io/packed.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <functional>
+#include <map>
+#include <random>
+
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_folder.h"
+
+namespace ballast {
+namespace {
+
+using nlohmann::json;
+
+AffineMatrix random_matrix(int bits, int64_t out_features, int64_t in_features, int64_t group_size,
+                           bool symmetric, unsigned seed = 1) {
+  std::mt19937 random(seed);
+  AffineMatrix matrix{
+      .bits = bits, .out_features = out_features, .in_features = in_features, .group_size = group_size};
+  for (int64_t i = 0; i < out_features * in_features; ++i)
+    matrix.codes.push_back(uint8_t(random() & unsigned(matrix.max_code())));
+  for (int64_t i = 0; i < out_features * matrix.groups(); ++i) {
+    matrix.scales.push_back(uint16_t(0x1000 + random() % 0x3000));
+    matrix.zero_points.push_back(symmetric ? uint8_t(1 << (bits - 1))
+                                           : uint8_t(random() & unsigned(matrix.max_code())));
+  }
+  // Zero point 0 and the largest one are the edges of the minus-one rule.
+  if (!symmetric) matrix.zero_points[0] = 0, matrix.zero_points.back() = uint8_t(matrix.max_code());
+  return matrix;
+}
+
+void expect_equal(const AffineMatrix& a, const AffineMatrix& b) {
+  EXPECT_EQ(a.bits, b.bits);
+  EXPECT_EQ(a.out_features, b.out_features);
+  EXPECT_EQ(a.in_features, b.in_features);
+  EXPECT_EQ(a.group_size, b.group_size);
+  EXPECT_EQ(a.codes, b.codes);
+  EXPECT_EQ(a.scales, b.scales);
+  EXPECT_EQ(a.zero_points, b.zero_points);
+}
+
+json config_for(PackedLayout layout, const AffineMatrix& matrix, bool symmetric) {
+  const PackedConfig config{.layout = layout,
+                            .bits = matrix.bits,
+                            .group_size = matrix.group_size == matrix.in_features ? -1 : matrix.group_size,
+                            .symmetric = symmetric};
+  return {{"quantization_config", packed_config_json(config)}};
+}
+
+/// A checkpoint whose module "m" can be changed tensor by tensor before it is written.
+struct Module {
+  struct Tensor {
+    std::string dtype;
+    std::vector<int64_t> shape;
+    std::string data;
+  };
+  std::map<std::string, Tensor> tensors;
+  json config;
+  int64_t out_features, in_features;
+
+  Module(PackedLayout layout, const AffineMatrix& matrix, bool symmetric)
+      : config(config_for(layout, matrix, symmetric)),
+        out_features(matrix.out_features),
+        in_features(matrix.in_features) {
+    const TempFolder folder;
+    CheckpointWriter writer(folder / "a", {});
+    write_packed(writer, "m", matrix, layout, symmetric);
+    writer.finish(config);
+    const Checkpoint checkpoint = Checkpoint::open(folder / "a");
+    for (const StoredTensor& tensor : checkpoint.tensors())
+      tensors[tensor.name] = {tensor.dtype, tensor.shape,
+                              std::string(checkpoint.bytes(tensor), tensor.bytes)};
+  }
+  template <class T>
+  void set(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
+           const std::vector<T>& values) {
+    tensors["m." + name] = {
+        dtype, shape, std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))};
+  }
+  template <class T>
+  void poke(const std::string& name, size_t index, T value) {
+    std::memcpy(tensors.at("m." + name).data.data() + index * sizeof(T), &value, sizeof(T));
+  }
+  template <class T>
+  T peek(const std::string& name, size_t index) const {
+    T value;
+    std::memcpy(&value, tensors.at("m." + name).data.data() + index * sizeof(T), sizeof(T));
+    return value;
+  }
+  json& quantization() { return config["quantization_config"]; }
+
+  template <class Use>
+  void with_checkpoint(const Use& use) const {
+    const TempFolder folder;
+    CheckpointWriter writer(folder / "a", {});
+    for (const auto& [name, tensor] : tensors)
+      writer.add(name, tensor.dtype, tensor.shape, tensor.data.data());
+    writer.finish(config);
+    use(Checkpoint::open(folder / "a"));
+  }
+  AffineMatrix read() const {
+    AffineMatrix matrix;
+    with_checkpoint([&](const Checkpoint& checkpoint) {
+      matrix = read_packed(checkpoint, "m", out_features, in_features);
+    });
+    return matrix;
+  }
+  ::testing::AssertionResult fails_with(const std::string& part) const {
+    return throws_with(part, [&] { read(); });
+  }
+};
+
+TEST(Packed, EveryLayoutComesBackAsWritten) {
+  struct Size {
+    int64_t out_features, in_features;
+  };
+  for (PackedLayout layout : {PackedLayout::gptq_v1, PackedLayout::gptq_v2, PackedLayout::pack_quantized})
+    for (int bits : {2, 3, 4, 8})
+      for (const Size size : {Size{32, 64}, {96, 32}, {64, 2080}, {40, 36}, {7, 10}})
+        for (int64_t group_size : {size.in_features, size.in_features / 2, int64_t{4}})
+          for (bool symmetric : {false, true}) {
+            if (size.in_features % group_size != 0 ||
+                !layout_holds(layout, bits, size.out_features, size.in_features))
+              continue;
+            SCOPED_TRACE(str("layout ", int(layout), " bits ", bits, " shape ", size.out_features, "x",
+                             size.in_features, " group ", group_size, " symmetric ", symmetric));
+            const AffineMatrix matrix =
+                random_matrix(bits, size.out_features, size.in_features, group_size, symmetric);
+            const TempFolder folder;
+            CheckpointWriter writer(folder.path(), {});
+            write_packed(writer, "m", matrix, layout, symmetric);
+            writer.finish(config_for(layout, matrix, symmetric));
+            const Checkpoint checkpoint = Checkpoint::open(folder.path());
+            expect_equal(read_packed(checkpoint, "m", size.out_features, size.in_features), matrix);
+            EXPECT_TRUE(has_packed_weight(checkpoint, "m"));
+            EXPECT_FALSE(has_packed_weight(checkpoint, "n"));
+            const auto config = packed_config(checkpoint);
+            ASSERT_TRUE(config);
+            EXPECT_EQ(config->layout, layout);
+            EXPECT_EQ(config->bits, bits);
+            EXPECT_EQ(config->symmetric, symmetric);
+            EXPECT_EQ(config->group_size, group_size == size.in_features ? -1 : group_size);
+            EXPECT_FALSE(config->mislabeled || config->mixed);
+          }
+}
+
+/// Bits of `codes` one after the other, written one bit at a time.
+std::vector<uint32_t> naive_stream(const std::vector<int>& codes, int bits) {
+  std::vector<bool> stream;
+  for (int code : codes)
+    for (int bit = 0; bit < bits; ++bit) stream.push_back(code >> bit & 1);
+  std::vector<uint32_t> words(stream.size() / 32);
+  for (size_t i = 0; i < stream.size(); ++i) words[i / 32] |= uint32_t(stream[i]) << (i % 32);
+  return words;
+}
+
+TEST(Packed, GptqAgreesWithPackingBitByBit) {
+  for (int bits : {2, 3, 4, 8})
+    for (bool minus_one : {false, true}) {
+      const AffineMatrix matrix = random_matrix(bits, 64, 96, 32, false);
+      const Module module(minus_one ? PackedLayout::gptq_v1 : PackedLayout::gptq_v2, matrix, false);
+      EXPECT_EQ(module.tensors.at("m.qweight").shape, (std::vector<int64_t>{96 * bits / 32, 64}));
+      EXPECT_EQ(module.tensors.at("m.qzeros").shape, (std::vector<int64_t>{3, 64 * bits / 32}));
+      EXPECT_EQ(module.tensors.at("m.scales").shape, (std::vector<int64_t>{3, 64}));
+      for (int64_t row = 0; row < 64; ++row) {
+        std::vector<int> codes;
+        for (int64_t i = 0; i < 96; ++i) codes.push_back(matrix.codes[size_t(row * 96 + i)]);
+        const auto words = naive_stream(codes, bits);
+        for (size_t i = 0; i < words.size(); ++i)
+          ASSERT_EQ(module.peek<uint32_t>("qweight", i * 64 + size_t(row)), words[i])
+              << bits << " " << row << " " << i;
+      }
+      for (int64_t group = 0; group < 3; ++group) {
+        std::vector<int> zeros;
+        for (int64_t row = 0; row < 64; ++row) {
+          const int zero = matrix.zero_points[size_t(row * 3 + group)];
+          zeros.push_back(!minus_one ? zero : zero == 0 ? matrix.max_code() : zero - 1);
+          EXPECT_EQ(module.peek<uint16_t>("scales", size_t(group * 64 + row)),
+                    matrix.scales[size_t(row * 3 + group)]);
+        }
+        const auto words = naive_stream(zeros, bits);
+        for (size_t i = 0; i < words.size(); ++i)
+          EXPECT_EQ(module.peek<uint32_t>("qzeros", size_t(group) * words.size() + i), words[i]);
+      }
+      for (int32_t i = 0; i < 96; ++i) EXPECT_EQ(module.peek<int32_t>("g_idx", size_t(i)), i / 32);
+    }
+}
+
+TEST(Packed, PackQuantizedWordsNeverShareACode) {
+  for (int bits : {2, 3, 4, 8}) {
+    const AffineMatrix matrix = random_matrix(bits, 33, 44, 22, false);
+    const Module module(PackedLayout::pack_quantized, matrix, false);
+    const int64_t per_word = 32 / bits, words = (44 + per_word - 1) / per_word,
+                  zero_rows = (33 + per_word - 1) / per_word;
+    EXPECT_EQ(module.tensors.at("m.weight_packed").shape, (std::vector<int64_t>{33, words}));
+    EXPECT_EQ(module.tensors.at("m.weight_scale").shape, (std::vector<int64_t>{33, 2}));
+    EXPECT_EQ(module.tensors.at("m.weight_zero_point").shape, (std::vector<int64_t>{zero_rows, 2}));
+    EXPECT_EQ(module.peek<int64_t>("weight_shape", 0), 33);
+    EXPECT_EQ(module.peek<int64_t>("weight_shape", 1), 44);
+    for (int64_t row = 0; row < 33; ++row) {
+      for (int64_t i = 0; i < 44; ++i)
+        ASSERT_EQ(module.peek<uint32_t>("weight_packed", size_t(row * words + i / per_word)) >>
+                          (bits * (i % per_word)) &
+                      unsigned(matrix.max_code()),
+                  matrix.codes[size_t(row * 44 + i)]);
+      for (int64_t group = 0; group < 2; ++group)
+        ASSERT_EQ(module.peek<uint32_t>("weight_zero_point", size_t(row / per_word * 2 + group)) >>
+                          (bits * (row % per_word)) &
+                      unsigned(matrix.max_code()),
+                  matrix.zero_points[size_t(row * 2 + group)]);
+    }
+  }
+}
+
+TEST(Packed, SymmetricPackQuantizedHasNoZeroPoints) {
+  const AffineMatrix matrix = random_matrix(4, 32, 64, 32, true);
+  Module module(PackedLayout::pack_quantized, matrix, true);
+  EXPECT_FALSE(module.tensors.contains("m.weight_zero_point"));
+  expect_equal(module.read(), matrix);
+  module.config = config_for(PackedLayout::pack_quantized, matrix, false);
+  EXPECT_TRUE(module.fails_with("\"m.weight_zero_point\": is missing"));
+}
+
+TEST(Packed, WrongVersionLabelIsSeenForSymmetricWeights) {
+  for (int bits : {2, 3, 4, 8})
+    for (PackedLayout layout : {PackedLayout::gptq_v1, PackedLayout::gptq_v2}) {
+      const AffineMatrix matrix = random_matrix(bits, 32, 64, 32, true);
+      Module module(layout, matrix, true);
+      module.quantization()["checkpoint_format"] = layout == PackedLayout::gptq_v1 ? "gptq_v2" : "gptq";
+      expect_equal(module.read(), matrix);
+      module.with_checkpoint([&](const Checkpoint& checkpoint) {
+        EXPECT_TRUE(packed_config(checkpoint)->mislabeled);
+        EXPECT_EQ(packed_config(checkpoint)->layout, layout);
+      });
+    }
+  // Asymmetric zero points tell nothing, so the label counts.
+  Module module(PackedLayout::gptq_v2, random_matrix(4, 32, 64, 32, false), false);
+  module.quantization()["checkpoint_format"] = "gptq";
+  EXPECT_EQ(module.read().zero_points[0], 1);
+}
+
+TEST(Packed, GroupsInAnotherOrderAreSorted) {
+  for (PackedLayout layout : {PackedLayout::gptq_v2, PackedLayout::pack_quantized}) {
+    const AffineMatrix matrix = random_matrix(4, 32, 64, 16, false);
+    Module module(layout, matrix, false);
+    std::vector<int32_t> order;
+    for (int32_t i = 0; i < 64; ++i) order.push_back((i / 16 + 1) % 4);
+    module.set<int32_t>(layout == PackedLayout::gptq_v2 ? "g_idx" : "weight_g_idx", "I32", {64}, order);
+    const AffineMatrix read = module.read();
+    EXPECT_EQ(read.codes, matrix.codes);
+    for (int64_t row = 0; row < 32; ++row)
+      for (int64_t group = 0; group < 4; ++group) {
+        EXPECT_EQ(read.scale(row, group), matrix.scale(row, (group + 1) % 4));
+        EXPECT_EQ(read.zero_points[size_t(row * 4 + group)],
+                  matrix.zero_points[size_t(row * 4 + (group + 1) % 4)]);
+      }
+  }
+}
+
+TEST(Packed, GroupIndexMistakes) {
+  const Module whole(PackedLayout::gptq_v2, random_matrix(4, 32, 64, 16, false), false);
+  Module module = whole;
+  module.tensors.erase("m.g_idx");
+  EXPECT_NO_THROW(module.read());
+  for (int32_t group : {4, -1, INT32_MAX, INT32_MIN}) {
+    module = whole;
+    module.poke<int32_t>("g_idx", 5, group);
+    EXPECT_TRUE(module.fails_with("\"m.g_idx\": expected groups in [0, 3]"));
+  }
+  module = whole;
+  module.poke<int32_t>("g_idx", 5, 1);
+  EXPECT_TRUE(module.fails_with("act-order (desc_act) without static groups is not supported"));
+  module = whole;
+  module.set<int32_t>("g_idx", "I32", {64}, std::vector<int32_t>(64));
+  EXPECT_TRUE(module.fails_with("expected each group's 16 columns together"));
+  module.set<int32_t>("g_idx", "I32", {32}, std::vector<int32_t>(32));
+  EXPECT_TRUE(module.fails_with("\"m.g_idx\": expected shape [64], got [32]"));
+  module.set<int64_t>("g_idx", "I64", {64}, std::vector<int64_t>(64));
+  EXPECT_TRUE(module.fails_with("\"m.g_idx\": expected dtype I32, got \"I64\""));
+}
+
+TEST(Packed, UnusableScalesAreRefused) {
+  for (PackedLayout layout : {PackedLayout::gptq_v1, PackedLayout::pack_quantized}) {
+    const char* const name = layout == PackedLayout::gptq_v1 ? "scales" : "weight_scale";
+    const Module whole(layout, random_matrix(4, 32, 64, 16, true), true);
+    for (uint16_t bad : {0x0000, 0x8000, 0x7C00, 0xFC00, 0x7E00, 0x03FF, 0x0001, 0xBC00}) {
+      Module module = whole;
+      module.poke<uint16_t>(name, 17, bad);
+      EXPECT_TRUE(module.fails_with("expected positive normal numbers, got ")) << bad;
+      EXPECT_TRUE(module.fails_with("at index 17"));
+    }
+    Module module = whole;
+    module.poke<uint16_t>(name, 17, 0x0400);  // the smallest normal number
+    EXPECT_NO_THROW(module.read());
+    module.tensors.at(std::string("m.") + name).dtype = "I16";
+    EXPECT_TRUE(module.fails_with("expected dtype F32, F16 or BF16"));
+  }
+}
+
+TEST(Packed, WiderScalesAreRoundedToHalves) {
+  const AffineMatrix matrix = random_matrix(4, 32, 64, 16, true);
+  Module module(PackedLayout::pack_quantized, matrix, true);
+  std::vector<float> floats;
+  std::vector<uint16_t> brief;
+  for (uint16_t scale : matrix.scales) {
+    floats.push_back(f16_to_f32(scale) * (1 + 0x1p-13f));  // rounds back down
+    brief.push_back(f32_to_bf16(f16_to_f32(scale)));
+  }
+  module.set<float>("weight_scale", "F32", {32, 4}, floats);
+  expect_equal(module.read(), matrix);
+  for (float bad : {1e6f, 1e-9f, 1e-40f, 0.0f, -1.0f}) {
+    floats[3] = bad;
+    module.set<float>("weight_scale", "F32", {32, 4}, floats);
+    EXPECT_TRUE(module.fails_with("at index 3")) << bad;
+  }
+  module.set<uint16_t>("weight_scale", "BF16", {32, 4}, brief);
+  const AffineMatrix read = module.read();
+  for (size_t i = 0; i < brief.size(); ++i) EXPECT_EQ(f16_to_f32(read.scales[i]), bf16_to_f32(brief[i]));
+}
+
+TEST(Packed, GptqShapeMistakes) {
+  const Module whole(PackedLayout::gptq_v2, random_matrix(4, 32, 64, 16, false), false);
+  const auto words = [](size_t count) { return std::vector<int32_t>(count); };
+  struct Row {
+    const char* part;
+    std::function<void(Module&)> change;
+  };
+  const Row rows[] = {
+      {"expected shape [_, 48]", [](Module& m) { m.out_features = 48; }},
+      {"expected 96 * bits / 32 rows", [](Module& m) { m.in_features = 96; }},
+      {"expected 4 bits (quantization_config), got the shape of 8", [](Module& m) { m.in_features = 32; }},
+      {"expected 4 bits (quantization_config), got the shape of 2", [](Module& m) { m.in_features = 128; }},
+      {"expected 8 bits", [](Module& m) { m.quantization()["bits"] = 8; }},
+      {"expected 2 groups of 32 (quantization_config), got 4",
+       [](Module& m) { m.quantization()["group_size"] = 32; }},
+      {"expected 1 groups of 64", [](Module& m) { m.quantization()["group_size"] = -1; }},
+      {"group_size 48 of quantization_config does not divide 64",
+       [](Module& m) { m.quantization()["group_size"] = 48; }},
+      {"group_size 128 of quantization_config does not divide 64",
+       [](Module& m) { m.quantization()["group_size"] = 128; }},
+      {"expected dtype I32, got \"U32\"", [](Module& m) { m.tensors["m.qweight"].dtype = "U32"; }},
+      {"expected 64 * bits / 32 rows",
+       [&](Module& m) {
+         m.set("qweight", "I32", {7, 32}, words(7 * 32));
+       }},
+      {"expected 64 * bits / 32 rows",
+       [&](Module& m) {
+         m.set("qweight", "I32", {0, 32}, words(0));
+       }},
+      {"expected shape [_, 32], got [8,0]",
+       [&](Module& m) {
+         m.set("qweight", "I32", {8, 0}, words(0));
+       }},
+      {"expected shape [_, 32], got [256]", [](Module& m) { m.tensors["m.qweight"].shape = {256}; }},
+      {"tensor \"m.qzeros\" is missing", [](Module& m) { m.tensors.erase("m.qzeros"); }},
+      {"tensor \"m.scales\" is missing", [](Module& m) { m.tensors.erase("m.scales"); }},
+      {"\"m.qzeros\": expected shape [4,4], got [4,3]",
+       [&](Module& m) {
+         m.set("qzeros", "I32", {4, 3}, words(12));
+       }},
+      {"\"m.qzeros\": expected shape [4,4], got [3,4]",
+       [&](Module& m) {
+         m.set("qzeros", "I32", {3, 4}, words(12));
+       }},
+      {"\"m.qzeros\": expected dtype I32", [&](Module& m) { m.tensors["m.qzeros"].dtype = "F32"; }},
+      {"\"m.scales\": expected shape [_, 32]",
+       [](Module& m) {
+         m.tensors["m.scales"].shape = {32, 4};
+       }},
+      {"evenly, got 0 groups",
+       [](Module& m) {
+         m.set<uint16_t>("scales", "F16", {0, 32}, {});
+       }},
+      {"evenly, got 3 groups",
+       [](Module& m) {
+         m.set("scales", "F16", {3, 32}, std::vector<uint16_t>(96));
+       }},
+      {"is there beside weight_packed", [&](Module& m) { m.set("weight_packed", "I32", {1}, words(1)); }},
+      {"is missing, and so is weight_packed", [](Module& m) { m.tensors.erase("m.qweight"); }},
+      {"expected quantization_config for the packed tensors", [](Module& m) { m.config = json::object(); }},
+  };
+  for (const Row& row : rows) {
+    Module module = whole;
+    row.change(module);
+    EXPECT_TRUE(module.fails_with(row.part)) << row.part;
+  }
+}
+
+TEST(Packed, PackQuantizedShapeMistakes) {
+  const Module whole(PackedLayout::pack_quantized, random_matrix(4, 32, 64, 16, false), false);
+  const auto words = [](size_t count) { return std::vector<int32_t>(count); };
+  struct Row {
+    const char* part;
+    std::function<void(Module&)> change;
+  };
+  const Row rows[] = {
+      {"expected shape [48, _]", [](Module& m) { m.out_features = 48; }},
+      {"\"m.weight_shape\": expected [32, 60], got [32, 64]", [](Module& m) { m.in_features = 60; }},
+      {"no width of 2, 3, 4 or 8 bits packs 1000 inputs", [](Module& m) { m.in_features = 1000; }},
+      {"expected 8 bits",
+       [](Module& m) { m.quantization()["config_groups"]["group_0"]["weights"]["num_bits"] = 8; }},
+      {"expected 2 groups of 32",
+       [](Module& m) { m.quantization()["config_groups"]["group_0"]["weights"]["group_size"] = 32; }},
+      {"\"m.weight_packed\": expected dtype I32",
+       [](Module& m) { m.tensors["m.weight_packed"].dtype = "U32"; }},
+      {"packs 64 inputs into 9 words",
+       [&](Module& m) {
+         m.set("weight_packed", "I32", {32, 9}, words(32 * 9));
+       }},
+      {"packs 64 inputs into 0 words",
+       [&](Module& m) {
+         m.set("weight_packed", "I32", {32, 0}, words(0));
+       }},
+      {"\"m.weight_shape\": expected two",
+       [](Module& m) {
+         m.set<int64_t>("weight_shape", "I64", {3}, {32, 64, 1});
+       }},
+      {"got [-1, 64]", [](Module& m) { m.poke<int64_t>("weight_shape", 0, -1); }},
+      {"\"m.weight_scale\": expected shape [32, _]",
+       [](Module& m) {
+         m.tensors["m.weight_scale"].shape = {4, 32};
+       }},
+      {"\"m.weight_zero_point\": expected shape [4,4]",
+       [&](Module& m) {
+         m.set("weight_zero_point", "I32", {32, 4}, words(128));
+       }},
+      {"is a GPTQ tensor",
+       [](Module& m) {
+         m.tensors["m.qweight"] = m.tensors["m.weight_packed"];
+         m.tensors.erase("m.weight_packed");
+       }},
+  };
+  for (const Row& row : rows) {
+    Module module = whole;
+    row.change(module);
+    EXPECT_TRUE(module.fails_with(row.part)) << row.part;
+  }
+}
+
+TEST(Packed, AGptqFolderMayHoldOtherModules) {
+  const TempFolder folder;
+  const AffineMatrix usual = random_matrix(3, 64, 96, 32, false), odd = random_matrix(3, 50, 96, 32, false);
+  const AffineMatrix wide = random_matrix(8, 64, 96, 96, false);
+  EXPECT_FALSE(layout_holds(PackedLayout::gptq_v2, 3, 50, 96));
+  {
+    CheckpointWriter writer(folder / "a", {});
+    EXPECT_TRUE(throws_with("the GPTQ layout cannot hold 50 x 96",
+                            [&] { write_packed(writer, "x", odd, PackedLayout::gptq_v2); }));
+    write_packed(writer, "l.0.usual", usual, PackedLayout::gptq_v2);
+    write_packed(writer, "l.0.odd", odd, PackedLayout::pack_quantized);
+    const PackedConfig config{.layout = PackedLayout::gptq_v2, .bits = 3, .group_size = 32};
+    writer.finish({{"quantization_config", packed_config_json(config)}});
+    const Checkpoint checkpoint = Checkpoint::open(folder / "a");
+    expect_equal(read_packed(checkpoint, "l.0.usual", 64, 96), usual);
+    expect_equal(read_packed(checkpoint, "l.0.odd", 50, 96), odd);
+  }
+  // Widths that differ between modules are declared, and then come from the tensors.
+  for (PackedLayout layout : {PackedLayout::gptq_v2, PackedLayout::pack_quantized}) {
+    CheckpointWriter writer(folder / "b", {.overwrite = true});
+    write_packed(writer, "l.0.usual", usual, layout);
+    write_packed(writer, "l.0.wide", wide, layout);
+    const PackedConfig config{.layout = layout, .bits = 3, .group_size = 32};
+    writer.finish(
+        {{"quantization_config", packed_config_json(config, {{"l.0.wide", layout, 8, -1}}, {"lm_head"})}});
+    const Checkpoint checkpoint = Checkpoint::open(folder / "b");
+    EXPECT_TRUE(packed_config(checkpoint)->mixed);
+    expect_equal(read_packed(checkpoint, "l.0.usual", 64, 96), usual);
+    expect_equal(read_packed(checkpoint, *packed_config(checkpoint), "l.0.wide", 64, 96), wide);
+  }
+}
+
+TEST(Packed, WritingRefusesWhatCouldNotBeRead) {
+  const TempFolder folder;
+  CheckpointWriter writer(folder / "a", {});
+  AffineMatrix matrix = random_matrix(4, 32, 64, 16, true);
+  matrix.scales[5] = 0x0001;
+  EXPECT_TRUE(throws_with("is subnormal", [&] { write_packed(writer, "m", matrix, PackedLayout::gptq_v1); }));
+  matrix.scales[5] = 0x7C00;
+  EXPECT_TRUE(throws_with("not a positive finite",
+                          [&] { write_packed(writer, "m", matrix, PackedLayout::gptq_v1); }));
+  matrix.scales[5] = 0x3C00;
+  matrix.zero_points[0] = 3;
+  EXPECT_THROW(write_packed(writer, "m", matrix, PackedLayout::pack_quantized, true), ContractError);
+}
+
+TEST(PackedConfig, FloatCheckpointsHaveNone) {
+  Module module(PackedLayout::gptq_v2, random_matrix(4, 32, 64, 16, false), false);
+  for (const json& config : {json::object(), json{{"quantization_config", nullptr}}}) {
+    module.config = config;
+    module.with_checkpoint([](const Checkpoint& checkpoint) { EXPECT_FALSE(packed_config(checkpoint)); });
+  }
+}
+
+TEST(PackedConfig, OlderFoldersKeepItInAFileOfItsOwn) {
+  const TempFolder folder;
+  const AffineMatrix matrix = random_matrix(4, 32, 64, 16, true);
+  CheckpointWriter writer(folder / "a", {});
+  write_packed(writer, "m", matrix, PackedLayout::gptq_v1);
+  writer.add_file("quantize_config.json", R"({"bits":4,"group_size":16,"desc_act":false,"sym":true})");
+  writer.finish(json::object());
+  expect_equal(read_packed(Checkpoint::open(folder / "a"), "m", 32, 64), matrix);
+  folder.write("a/quantize_config.json", "[]");
+  EXPECT_TRUE(throws_with("quantize_config.json: expected an object",
+                          [&] { packed_config(Checkpoint::open(folder / "a")); }));
+}
+
+TEST(PackedConfig, ReadsPublishedForms) {
+  const auto parse = [](const char* text) { return *parse_packed_config(json::parse(text), "c"); };
+  PackedConfig config =
+      parse(R"({"quant_method":"gptq","bits":4,"group_size":128,"desc_act":true,"sym":false,"meta":{}})");
+  EXPECT_EQ(config.layout, PackedLayout::gptq_v1);
+  EXPECT_EQ(config.bits, 4);
+  EXPECT_EQ(config.group_size, 128);
+  EXPECT_FALSE(config.symmetric);
+  config = parse(
+      R"({"quant_method":"gptq","bits":3,"checkpoint_format":"gptq_v2","pack_dtype":"int32","dynamic":{}})");
+  EXPECT_EQ(config.layout, PackedLayout::gptq_v2);
+  EXPECT_EQ(config.group_size, -1);
+  EXPECT_TRUE(config.symmetric);
+  EXPECT_FALSE(config.mixed);
+  config = parse(R"({"quant_method":"compressed-tensors","format":"pack-quantized","ignore":["lm_head"],
+    "config_groups":{"group_0":{"targets":["Linear"],"input_activations":null,
+    "weights":{"num_bits":4,"type":"int","symmetric":true,"strategy":"group","group_size":128}}}})");
+  EXPECT_EQ(config.layout, PackedLayout::pack_quantized);
+  EXPECT_EQ(config.group_size, 128);
+  config = parse(R"({"quant_method":"compressed-tensors","format":"pack-quantized",
+    "config_groups":{"a":{"weights":{"num_bits":8,"type":"int","symmetric":false,"strategy":"channel","group_size":null}}}})");
+  EXPECT_EQ(config.group_size, -1);
+  EXPECT_FALSE(config.symmetric);
+}
+
+TEST(PackedConfig, RejectsWhatItCannotRead) {
+  const json gptq = json::parse(R"({"quant_method":"gptq","bits":4,"group_size":128})");
+  const json packed = json::parse(R"({"quant_method":"compressed-tensors","format":"pack-quantized",
+    "config_groups":{"group_0":{"weights":{"num_bits":4,"strategy":"group","group_size":128}}}})");
+  const std::string weights = "/config_groups/group_0/weights";
+  struct Row {
+    const json& base;
+    std::string pointer;
+    json value;
+    const char* part;
+  };
+  const Row rows[] = {
+      {gptq, "/quant_method", "awq",
+       "'quant_method': expected \"gptq\" or \"compressed-tensors\", got \"awq\""},
+      {gptq, "/quant_method", 1, "'quant_method': expected a string"},
+      {gptq, "/bits", 5, "'bits': expected 2, 3, 4 or 8, got 5"},
+      {gptq, "/bits", 0, "'bits': expected an integer"},
+      {gptq, "/bits", -4, "'bits': expected an integer"},
+      {gptq, "/bits", 1e9, "'bits': expected an integer"},
+      {gptq, "/bits", "4", "'bits': expected an integer"},
+      {gptq, "/bits", nullptr, "'bits': expected an integer"},
+      {gptq, "/group_size", 0, "'group_size': expected -1 or at least 1, got 0"},
+      {gptq, "/group_size", -2, "'group_size': expected an integer"},
+      {gptq, "/group_size", uint64_t(1) << 63, "'group_size': expected an integer"},
+      {gptq, "/group_size", 128.0, "'group_size': expected an integer"},
+      {gptq, "/sym", 1, "'sym': expected true or false"},
+      {gptq, "/desc_act", "no", "'desc_act': expected true or false"},
+      {gptq, "/checkpoint_format", "marlin",
+       "'checkpoint_format': expected \"gptq\" or \"gptq_v2\", got \"marlin\""},
+      {gptq, "/format", "gptq_p", "expected \"gptq\" or \"gptq_v2\""},
+      {gptq, "/pack_dtype", "int64", "'pack_dtype': expected \"int32\""},
+      {gptq, "/dynamic", 1, "'dynamic': expected an object"},
+      {packed, "/format", "int-quantized", "'format': expected \"pack-quantized\", got \"int-quantized\""},
+      {packed, "/format", nullptr, "'format': expected a string, got null"},
+      {packed, "/config_groups", json::array(), "'config_groups': expected an object"},
+      {packed, "/config_groups", json::object(), "at least one group"},
+      {packed, "/config_groups/group_0", 1, "expected an object, got 1"},
+      {packed, "/config_groups/group_0/format", "nvfp4-pack-quantized",
+       "'format': expected \"pack-quantized\""},
+      {packed,
+       "/config_groups/group_0/input_activations",
+       {{"num_bits", 8}},
+       "'input_activations': expected null"},
+      {packed, weights, nullptr, "'weights': expected an object, got null"},
+      {packed, weights + "/type", "float", "'type': expected \"int\""},
+      {packed, weights + "/num_bits", 6, "'num_bits': expected 2, 3, 4 or 8, got 6"},
+      {packed, weights + "/strategy", "block",
+       "'strategy': expected \"group\" or \"channel\", got \"block\""},
+      {packed, weights + "/strategy", "channel", "strategy \"channel\" contradicts group_size 128"},
+      {packed, weights + "/group_size", nullptr, "strategy \"group\" contradicts group_size -1"},
+      {packed, weights + "/group_size", 0, "'group_size': expected -1 or at least 1"},
+  };
+  EXPECT_NO_THROW(parse_packed_config(gptq, "c"));
+  EXPECT_NO_THROW(parse_packed_config(packed, "c"));
+  for (const Row& row : rows) {
+    json config = row.base;
+    config[json::json_pointer(row.pointer)] = row.value;
+    EXPECT_TRUE(throws_with(row.part, [&] { parse_packed_config(config, "c"); }))
+        << row.pointer << " " << row.value;
+  }
+  json both = gptq;
+  both["format"] = "gptq";
+  both["checkpoint_format"] = "gptq_v2";
+  EXPECT_TRUE(throws_with("contradicts", [&] { parse_packed_config(both, "c"); }));
+  EXPECT_TRUE(throws_with("expected an object", [&] { parse_packed_config(json(4), "c"); }));
+}
+
+}  // namespace
+}  // namespace ballast
