@@ -1,0 +1,97 @@
+#include "quantize/affine_fit.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "kernels/check.h"
+#include "kernels/dtype.h"
+
+namespace ballast {
+namespace {
+
+std::vector<float> gaussian(size_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+double squared_error(const Grid& grid, const std::vector<float>& weights) {
+  double sum = 0;
+  for (float weight : weights) sum += std::pow(double(weight - grid.round(weight)), 2);
+  return sum;
+}
+
+TEST(AffineFit, CodesCoverTheRangeAndZeroIsExact) {
+  for (int bits : {2, 3, 4, 8}) {
+    const auto weights = gaussian(300, uint64_t(bits));
+    const Grid grid = fit_grid(weights, {.bits = bits});
+    EXPECT_EQ(grid.round(0), 0.0f);
+    for (float weight : weights) {
+      EXPECT_GE(grid.code(weight), 0);
+      EXPECT_LE(grid.code(weight), (1 << bits) - 1);
+      // Half a step, and another half where rounding the zero point moved the ends.
+      EXPECT_LE(std::fabs(weight - grid.round(weight)), grid.scale * 1.001f) << bits;
+    }
+  }
+}
+
+TEST(AffineFit, ScaleIsAStoredBinary16) {
+  const Grid grid = fit_grid(gaussian(64, 3), {.bits = 3});
+  EXPECT_EQ(grid.scale, f16_to_f32(f32_to_f16(grid.scale)));
+}
+
+TEST(AffineFit, RangeHoldsZeroForOneSidedWeights) {
+  const Grid positive = fit_grid(std::vector<float>{2, 3, 4}, {.bits = 2});
+  EXPECT_EQ(positive.zero_point, 0);
+  EXPECT_NEAR(positive.round(4), 4, 1e-2);
+  const Grid negative = fit_grid(std::vector<float>{-2, -3, -4}, {.bits = 2});
+  EXPECT_EQ(negative.zero_point, 3);
+  EXPECT_NEAR(negative.round(-4), -4, 1e-2);
+}
+
+TEST(AffineFit, ZerosAndTinyWeightsGetAUsableScale) {
+  for (float value : {0.0f, 1e-30f, 1e-8f}) {
+    const Grid grid = fit_grid(std::vector<float>(16, value), {.bits = 4});
+    EXPECT_GE(grid.scale, 0x1p-14f);
+    EXPECT_NEAR(grid.round(value), value, 1e-4);
+  }
+}
+
+TEST(AffineFit, SymmetricGridsShareTheMiddleZeroPoint) {
+  for (int bits : {2, 3, 4}) EXPECT_EQ(fit_grid(gaussian(64, 9), {.bits = bits, .symmetric = true}).zero_point, 1 << (bits - 1));
+}
+
+TEST(AffineFit, ClipSearchNeverRoundsWorseByItsNormAndHelpsWithAnOutlier) {
+  auto weights = gaussian(256, 5);
+  weights[17] = 12;
+  const Grid plain = fit_grid(weights, {.bits = 3}), clipped = fit_grid(weights, {.bits = 3, .clip_search = true});
+  EXPECT_LT(clipped.scale, plain.scale);
+  EXPECT_LT(squared_error(clipped, weights), squared_error(plain, weights));
+}
+
+TEST(AffineFit, RangeShrinkScalesTheStep) {
+  const auto weights = gaussian(256, 6);
+  const Grid plain = fit_grid(weights, {.bits = 4}), shrunk = fit_grid(weights, {.bits = 4, .range_shrink = 0.5});
+  EXPECT_NEAR(shrunk.scale, plain.scale / 2, plain.scale * 1e-3);
+}
+
+TEST(AffineFit, TiesRoundToEven) {
+  const Grid grid{.scale = 1, .zero_point = 0, .max_code = 15};
+  EXPECT_EQ(grid.code(0.5f), 0);
+  EXPECT_EQ(grid.code(1.5f), 2);
+  EXPECT_EQ(grid.code(2.5f), 2);
+  EXPECT_EQ(grid.code(99), 15);
+  EXPECT_EQ(grid.code(-3), 0);
+}
+
+TEST(AffineFit, RefusesWhatCannotBeStored) {
+  EXPECT_THROW(fit_grid(std::vector<float>{1, NAN}, {.bits = 4}), Error);
+  EXPECT_THROW(fit_grid(std::vector<float>{-1e7f, 1e7f}, {.bits = 2}), Error);
+}
+
+}  // namespace
+}  // namespace ballast
