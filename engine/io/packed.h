@@ -1,18 +1,23 @@
 // Stored layouts of affine weights: GPTQ v1 and v2, compressed-tensors pack-quantized. Bits are packed here
-// and nowhere else.
+// and nowhere else. G = in_features / group_size.
 //
-// GPTQ, for a module of out_features x in_features, G = in_features / group_size:
-//   qweight  I32 [in_features*bits/32, out_features]   codes along in_features, low bits first; 3-bit codes
-//   straddle qzeros   I32 [G, out_features*bits/32]             zero points along out_features; v1 stores
-//   zero point - 1 scales   F16 [G, out_features] g_idx    I32 [in_features]                         group of
-//   each column; may be missing
-// pack-quantized, P = 32 / bits rounded down:
-//   weight_packed     I32 [out_features, ceil(in_features/P)]   P codes a word, low bits first
-//   weight_scale      F16 [out_features, G]
-//   weight_zero_point I32 [ceil(out_features/P), G]             packed along out_features; missing if
-//   symmetric weight_shape      I64 [2]                                   out_features, in_features
-// whose codes and zero points are signed numbers plus 2^(bits-1): the same unsigned numbers that AffineMatrix
-// holds. BF16 and F32 scales are rounded to binary16 when read.
+// GPTQ
+//   qweight            I32 [in_features*bits/32, out_features]         codes, packed along in_features
+//   qzeros             I32 [G, out_features*bits/32]                   zero points, packed along out_features
+//   scales             F16 [G, out_features]
+//   g_idx              I32 [in_features]                               group of each column; may be missing
+// pack-quantized
+//   weight_packed      I32 [out_features, ceil(in_features*bits/32)]   codes, packed along in_features
+//   weight_scale       F16 [out_features, G]
+//   weight_zero_point  I32 [ceil(out_features*bits/32), G]             packed along out_features
+//   weight_shape       I64 [2]                                         out_features, in_features
+//
+// Codes are packed low bits first; those of 3 bits straddle words. GPTQ v1 stores zero point - 1. Symmetric
+// pack-quantized weights have no weight_zero_point. Its codes and zero points are signed numbers plus
+// 2^(bits-1): the same unsigned numbers that AffineMatrix holds. BF16 and F32 scales are rounded to binary16.
+//
+// compressed-tensors before 0.18 put ten 3-bit codes in a word instead. That form is read too, told by the
+// word count (where both fit, by the version in quantization_config), and never written.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -35,12 +40,14 @@ bool layout_holds(PackedLayout layout, int bits, int64_t out_features, int64_t i
 /// folder may be stored in pack-quantized form where GPTQ cannot hold their shape; their tensors' names tell.
 struct PackedConfig {
   PackedLayout layout = PackedLayout::gptq_v2;
-  int bits = 0;            ///< 0 (with `mixed` only): not given
+  int bits = 0;
   int64_t group_size = 0;  ///< -1: one group per row
   bool symmetric = false;
   bool mixed = false;  ///< modules differ: bits and group size come from each module's tensors
-  bool mislabeled =
-      false;  ///< the label said v1 and the tensors are v2, or the reverse; `layout` is what they are
+  /// Pack-quantized by compressed-tensors before 0.18.
+  bool older_3_bit = false;
+  /// The label said v1 and the tensors are v2, or the reverse; `layout` is what they are.
+  bool mislabeled = false;
 };
 /// Empty for a float checkpoint. Error on an unknown or contradictory quantization_config. Without one in
 /// config.json a `quantize_config.json` counts, as older GPTQ folders have it.

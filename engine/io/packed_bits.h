@@ -1,18 +1,25 @@
-// Codes of 2, 3, 4 or 8 bits to and from 32-bit words.
+// Codes of 2, 3, 4 or 8 bits to and from 32-bit words: a stream of bits, low bits first, so that 32 codes
+// fill `bits` words and a 3-bit code may straddle two words.
 #pragma once
 
 #include <cstdint>
 
 namespace ballast {
 
-/// GPTQ's unit: 32 codes as a stream of bits in `bits` words, low bits first, so a 3-bit code may straddle
-/// two words. Codes must be below 2^bits.
-void pack_32_codes(const uint8_t* codes, int bits, uint32_t* words);
-void unpack_32_codes(const uint32_t* words, int bits, uint8_t* codes);
-
-/// Codes per word of pack-quantized, where none straddles: 16, 10, 8, 4.
-constexpr int codes_per_word(int bits) {
-  return 32 / bits;
+/// Words that `count` codes take.
+constexpr int64_t packed_words(int64_t count, int bits) {
+  return (count * bits + 31) / 32;
 }
+
+/// Packs `count` codes, each below 2^bits, into packed_words() words that are `stride` words apart.
+void pack_codes(const uint8_t* codes, int64_t count, int bits, uint32_t* words, int64_t stride = 1);
+/// The reverse. `words` need not be aligned.
+void unpack_codes(const char* words, int64_t count, int bits, uint8_t* codes, int64_t stride = 1);
+
+/// The older form of 3-bit codes in pack-quantized: 10 codes a word, the upper two bits unused.
+constexpr int64_t padded_words(int64_t count) {
+  return (count + 9) / 10;
+}
+void unpack_padded_codes(const char* words, int64_t count, uint8_t* codes, int64_t stride = 1);
 
 }  // namespace ballast

@@ -1,4 +1,5 @@
 // quantization_config, read and written.
+#include <cstdio>
 #include <filesystem>
 #include <map>
 
@@ -89,6 +90,10 @@ PackedConfig parse_compressed_tensors(const json& object, const std::string& wha
     if (!config) config = one;
   }
   config->mixed = groups.size() > 1;
+  int major = 0, minor = 0;
+  const std::string version = json_string(object, "version", what, "");
+  if (std::sscanf(version.c_str(), "%3d.%3d", &major, &minor) == 2)
+    config->older_3_bit = major == 0 && minor < 18;
   return *config;
 }
 
@@ -131,6 +136,7 @@ json compressed_tensors_json(const PackedConfig& config, const std::vector<Packe
     groups[str("group_", groups.size())] = group_json(format.first, format.second, config.symmetric, targets);
   return {{"quant_method", "compressed-tensors"},
           {"format", "pack-quantized"},
+          {"version", "0.18.0"},
           {"quantization_status", "compressed"},
           {"global_compression_ratio", nullptr},
           {"kv_cache_scheme", nullptr},

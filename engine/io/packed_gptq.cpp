@@ -6,41 +6,6 @@
 #include "engine/io/packed_layouts.h"
 
 namespace ballast {
-namespace {
-
-uint32_t load_word(const char* bytes, int64_t index) {
-  uint32_t word;
-  std::memcpy(&word, bytes + index * 4, 4);
-  return word;
-}
-
-/// Unpacks a stream of `count` codes whose words are `stride` words apart, 32 codes at a time; the last words
-/// may hold fewer codes (8 bits: a multiple of 4).
-void unpack_stream(const char* words, int64_t stride, int64_t count, int bits, uint8_t* codes) {
-  for (int64_t first = 0; first < count; first += 32) {
-    const int64_t here = std::min<int64_t>(32, count - first);
-    std::array<uint32_t, 8> block{};
-    std::array<uint8_t, 32> out{};
-    for (int64_t i = 0; i < here * bits / 32; ++i)
-      block[size_t(i)] = load_word(words, (first * bits / 32 + i) * stride);
-    unpack_32_codes(block.data(), bits, out.data());
-    std::copy_n(out.begin(), here, codes + first);
-  }
-}
-
-void pack_stream(const uint8_t* codes, int64_t count, int bits, uint32_t* words, int64_t stride) {
-  for (int64_t first = 0; first < count; first += 32) {
-    const int64_t here = std::min<int64_t>(32, count - first);
-    std::array<uint32_t, 8> block{};
-    std::array<uint8_t, 32> in{};
-    std::copy_n(codes + first, here, in.begin());
-    pack_32_codes(in.data(), bits, block.data());
-    for (int64_t i = 0; i < here * bits / 32; ++i) words[(first * bits / 32 + i) * stride] = block[size_t(i)];
-  }
-}
-
-}  // namespace
-
 PackedLayout gptq_version(const Checkpoint& checkpoint, const StoredTensor& tensor, int bits, bool symmetric,
                           PackedLayout label) {
   if (!symmetric || tensor.bytes == 0) return label;
@@ -49,11 +14,11 @@ PackedLayout gptq_version(const Checkpoint& checkpoint, const StoredTensor& tens
     std::array<uint8_t, 32> codes;
     codes.fill(uint8_t(zero_point));
     std::array<uint32_t, 8> pattern{};
-    pack_32_codes(codes.data(), bits, pattern.data());
+    pack_codes(codes.data(), 32, bits, pattern.data());
     const char* const bytes = checkpoint.bytes(tensor);
     const int64_t width = tensor.shape.back();
     for (int64_t i = 0; i < int64_t(tensor.bytes / 4); ++i)
-      if (load_word(bytes, i) != pattern[size_t(i % width % bits)]) return false;
+      if (std::memcmp(bytes + 4 * i, &pattern[size_t(i % width % bits)], 4) != 0) return false;
     return true;
   };
   const int middle = 1 << (bits - 1);
@@ -96,8 +61,7 @@ AffineMatrix read_gptq(const PackedSource& source) {
   std::vector<uint8_t> zeros(static_cast<size_t>(out_features));
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t stored = order[size_t(group)];
-    unpack_stream(source.checkpoint.bytes(qzeros) + stored * zero_words * 4, 1, out_features, bits,
-                  zeros.data());
+    unpack_codes(source.checkpoint.bytes(qzeros) + stored * zero_words * 4, out_features, bits, zeros.data());
     for (int64_t row = 0; row < out_features; ++row) {
       const size_t to = size_t(row * groups + group);
       matrix.scales[to] = stored_scales[size_t(stored * out_features + row)];
@@ -111,9 +75,9 @@ AffineMatrix read_gptq(const PackedSource& source) {
   for (int64_t tile = 0; tile < out_features; tile += 16)
     for (int64_t first = 0; first < in_features; first += 1024)
       for (int64_t row = tile; row < std::min(tile + 16, out_features); ++row)
-        unpack_stream(words + (first * bits / 32 * out_features + row) * 4, out_features,
-                      std::min<int64_t>(1024, in_features - first), bits,
-                      matrix.codes.data() + row * in_features + first);
+        unpack_codes(words + (first * bits / 32 * out_features + row) * 4,
+                     std::min<int64_t>(1024, in_features - first), bits,
+                     matrix.codes.data() + row * in_features + first, out_features);
   return matrix;
 }
 
@@ -127,9 +91,9 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
   for (int64_t tile = 0; tile < out_features; tile += 16)
     for (int64_t first = 0; first < in_features; first += 1024)
       for (int64_t row = tile; row < std::min(tile + 16, out_features); ++row)
-        pack_stream(matrix.codes.data() + row * in_features + first,
-                    std::min<int64_t>(1024, in_features - first), bits,
-                    words.data() + first * bits / 32 * out_features + row, out_features);
+        pack_codes(matrix.codes.data() + row * in_features + first,
+                   std::min<int64_t>(1024, in_features - first), bits,
+                   words.data() + first * bits / 32 * out_features + row, out_features);
   writer.add(prefix + ".qweight", "I32", {rows, out_features}, words.data());
 
   std::vector<uint32_t> zeros(static_cast<size_t>(groups * zero_words));
@@ -142,7 +106,7 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
       column[size_t(row)] = uint8_t((matrix.zero_points[from] - (minus_one ? 1 : 0)) & matrix.max_code());
       scales[size_t(group * out_features + row)] = matrix.scales[from];
     }
-    pack_stream(column.data(), out_features, bits, zeros.data() + group * zero_words, 1);
+    pack_codes(column.data(), out_features, bits, zeros.data() + group * zero_words);
   }
   writer.add(prefix + ".qzeros", "I32", {groups, zero_words}, zeros.data());
   writer.add(prefix + ".scales", "F16", {groups, out_features}, scales.data());

@@ -189,29 +189,57 @@ TEST(Packed, GptqAgreesWithPackingBitByBit) {
     }
 }
 
-TEST(Packed, PackQuantizedWordsNeverShareACode) {
+TEST(Packed, PackQuantizedAgreesWithPackingBitByBit) {
   for (int bits : {2, 3, 4, 8}) {
     const AffineMatrix matrix = random_matrix(bits, 33, 44, 22, false);
     const Module module(PackedLayout::pack_quantized, matrix, false);
-    const int64_t per_word = 32 / bits, words = (44 + per_word - 1) / per_word,
-                  zero_rows = (33 + per_word - 1) / per_word;
+    const int64_t words = (44 * bits + 31) / 32, zero_rows = (33 * bits + 31) / 32;
     EXPECT_EQ(module.tensors.at("m.weight_packed").shape, (std::vector<int64_t>{33, words}));
     EXPECT_EQ(module.tensors.at("m.weight_scale").shape, (std::vector<int64_t>{33, 2}));
     EXPECT_EQ(module.tensors.at("m.weight_zero_point").shape, (std::vector<int64_t>{zero_rows, 2}));
     EXPECT_EQ(module.peek<int64_t>("weight_shape", 0), 33);
     EXPECT_EQ(module.peek<int64_t>("weight_shape", 1), 44);
     for (int64_t row = 0; row < 33; ++row) {
-      for (int64_t i = 0; i < 44; ++i)
-        ASSERT_EQ(module.peek<uint32_t>("weight_packed", size_t(row * words + i / per_word)) >>
-                          (bits * (i % per_word)) &
-                      unsigned(matrix.max_code()),
-                  matrix.codes[size_t(row * 44 + i)]);
-      for (int64_t group = 0; group < 2; ++group)
-        ASSERT_EQ(module.peek<uint32_t>("weight_zero_point", size_t(row / per_word * 2 + group)) >>
-                          (bits * (row % per_word)) &
-                      unsigned(matrix.max_code()),
-                  matrix.zero_points[size_t(row * 2 + group)]);
+      std::vector<int> codes(size_t(words * 32 / bits + 1));  // zeros fill up the last word
+      for (int64_t i = 0; i < 44; ++i) codes[size_t(i)] = matrix.codes[size_t(row * 44 + i)];
+      const auto expected = naive_stream(codes, bits);
+      for (int64_t i = 0; i < words; ++i)
+        ASSERT_EQ(module.peek<uint32_t>("weight_packed", size_t(row * words + i)), expected[size_t(i)]);
     }
+    for (int64_t group = 0; group < 2; ++group) {
+      std::vector<int> zeros(size_t(zero_rows * 32 / bits + 1));
+      for (int64_t row = 0; row < 33; ++row) zeros[size_t(row)] = matrix.zero_points[size_t(row * 2 + group)];
+      const auto expected = naive_stream(zeros, bits);
+      for (int64_t i = 0; i < zero_rows; ++i)
+        ASSERT_EQ(module.peek<uint32_t>("weight_zero_point", size_t(i * 2 + group)), expected[size_t(i)]);
+    }
+  }
+}
+
+TEST(Packed, OlderFormOfThreeBitsIsRead) {
+  // 64 inputs are told by the word count; 40 fit both forms, and the version decides.
+  for (const auto& [out_features, in_features] : {std::pair(50, 64), {30, 40}}) {
+    const AffineMatrix matrix = random_matrix(3, out_features, in_features, in_features / 2, false);
+    Module module(PackedLayout::pack_quantized, matrix, false);
+    module.quantization()["version"] = "0.17.1";
+    const int64_t words = (in_features + 9) / 10, zero_rows = (out_features + 9) / 10;
+    std::vector<uint32_t> packed(size_t(out_features * words)), zeros(size_t(zero_rows * 2));
+    for (int64_t row = 0; row < out_features; ++row) {
+      for (int64_t i = 0; i < in_features; ++i)
+        packed[size_t(row * words + i / 10)] |= uint32_t(matrix.codes[size_t(row * in_features + i)])
+                                                << (3 * (i % 10));
+      for (int64_t group = 0; group < 2; ++group)
+        zeros[size_t(row / 10 * 2 + group)] |= uint32_t(matrix.zero_points[size_t(row * 2 + group)])
+                                               << (3 * (row % 10));
+    }
+    module.set("weight_packed", "I32", {out_features, words}, packed);
+    module.set("weight_zero_point", "I32", {zero_rows, 2}, zeros);
+    expect_equal(module.read(), matrix);
+    module.quantization()["version"] = "0.18.0";
+    if (in_features == 64)
+      expect_equal(module.read(), matrix);
+    else
+      EXPECT_NE(module.read().codes, matrix.codes);
   }
 }
 
