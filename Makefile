@@ -44,7 +44,7 @@ demo: deps
 	python3 tools/demo.py $(BALLAST) models/demo demo-output
 
 test: build
-	ctest --preset cpu --test-dir $(BUILD) -j $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 check: test check-deps
 	python3 tools/check_layout.py
