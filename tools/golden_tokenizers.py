@@ -48,6 +48,7 @@ FLAG_CASES = [
     "one<left> two  <left>three",
     "one <right>  two<right>\n\t three",
     "a word inside words, word.word _word wordé (word)",
+    "word\u0301 \u0301word word\U00011f51 word\U00013447 \U0001d2c0word \u24b6word -word-",
     "a<norm>b<normal>c <bos><bos>",
     "<norm<left>al> \u3000<left>\u2003<right>\u00a0 x",
 ]

@@ -218,16 +218,16 @@ void BpeTokenizer::read_vocabulary() {
 void BpeTokenizer::read_merges() {
   merges_.reserve(description_.merges.size());
   uint32_t rank = 0;
-  for (const auto& [left, right] : description_.merges) {
+  for (const auto& merge : description_.merges) {
     const auto id = [&](const std::string& token) {
       const std::optional<int32_t> found = id_of(token);
       if (!found) {
-        throw Error(str(description_.merges_file, ": merge ", rank + 1, " (", shown(left), " ", shown(right),
-                        ") needs token ", shown(token), ", which the vocabulary lacks"));
+        throw Error(str(description_.merges_file, ": merge ", rank + 1, " (", shown(merge.first), " ",
+                        shown(merge.second), ") needs token ", shown(token), ", which the vocabulary lacks"));
       }
       return *found;
     };
-    merges_.add(id(left), id(right), rank, id(left + right));
+    merges_.add(id(merge.first), id(merge.second), rank, id(merge.first + merge.second));
     ++rank;
   }
   description_.merges = {};

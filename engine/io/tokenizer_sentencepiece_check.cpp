@@ -19,7 +19,7 @@ constexpr size_t kMaxTableBytes = size_t{8} << 20;
 
 /// One field of a protobuf message.
 struct Field {
-  uint64_t number;
+  uint64_t number = 0;
   uint64_t value = 0;      // varint and fixed-width fields
   std::string_view bytes;  // length-delimited fields
   bool delimited = false;
@@ -33,7 +33,8 @@ class MessageReader {
   bool next(Field& field) {
     if (rest_.empty()) return false;
     const uint64_t tag = varint();
-    field = {tag >> 3};
+    field = Field();
+    field.number = tag >> 3;
     switch (tag & 7) {
       case 0:
         field.value = varint();

@@ -13,51 +13,55 @@ namespace {
 
 // PCRE2's own classes are those of the Unicode version that it was built with (14 in 10.42). These ranges
 // bring any version since then up to Unicode 16; where the library knows them already they change nothing.
-#define BALLAST_NEWER_LETTERS                                                                                \
-  "\\x{1C89}-\\x{1C8A}\\x{A7CB}-\\x{A7CD}\\x{A7DA}-\\x{A7DC}\\x{105C0}-\\x{105F3}\\x{10D4A}-\\x{10D65}"      \
-  "\\x{10D6F}-\\x{10D85}\\x{10EC2}-\\x{10EC4}\\x{1123F}-\\x{11240}\\x{11380}-\\x{11389}\\x{1138B}\\x{1138E}" \
-  "\\x{11390}-\\x{113B5}\\x{113B7}\\x{113D1}\\x{113D3}\\x{11BC0}-\\x{11BE0}\\x{11F02}\\x{11F04}-\\x{11F10}"  \
-  "\\x{11F12}-\\x{11F33}\\x{1342F}\\x{13441}-\\x{13446}\\x{13460}-\\x{143FA}\\x{16100}-\\x{1611D}"           \
-  "\\x{16D40}-\\x{16D6C}\\x{18CFF}\\x{1B132}\\x{1B155}\\x{1DF25}-\\x{1DF2A}\\x{1E030}-\\x{1E06D}"            \
-  "\\x{1E4D0}-\\x{1E4EB}\\x{1E5D0}-\\x{1E5ED}\\x{1E5F0}\\x{2B739}\\x{2EBF0}-\\x{2EE5D}\\x{31350}-\\x{323AF}"
-#define BALLAST_NEWER_NUMBERS                                                                           \
-  "\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}\\x{16130}-\\x{" \
-  "16139}"                                                                                              \
-  "\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1D2C0}-\\x{1D2D3}\\x{1E4F0}-\\x{1E4F9}\\x{1E5F1}-\\x{" \
-  "1E5FA}"
-#define BALLAST_LETTER "\\p{L}" BALLAST_NEWER_LETTERS
-#define BALLAST_NUMBER "\\p{N}" BALLAST_NEWER_NUMBERS
+constexpr const char* kNewerLetters =
+    "\\x{1C89}-\\x{1C8A}\\x{A7CB}-\\x{A7CD}\\x{A7DA}-\\x{A7DC}\\x{105C0}-\\x{105F3}\\x{10D4A}-\\x{10D65}"
+    "\\x{10D6F}-\\x{10D85}\\x{10EC2}-\\x{10EC4}\\x{1123F}-\\x{11240}\\x{11380}-\\x{11389}\\x{1138B}"
+    "\\x{1138E}\\x{11390}-\\x{113B5}\\x{113B7}\\x{113D1}\\x{113D3}\\x{11BC0}-\\x{11BE0}\\x{11F02}"
+    "\\x{11F04}-\\x{11F10}\\x{11F12}-\\x{11F33}\\x{1342F}\\x{13441}-\\x{13446}\\x{13460}-\\x{143FA}"
+    "\\x{16100}-\\x{1611D}\\x{16D40}-\\x{16D6C}\\x{18CFF}\\x{1B132}\\x{1B155}\\x{1DF25}-\\x{1DF2A}"
+    "\\x{1E030}-\\x{1E06D}\\x{1E4D0}-\\x{1E4EB}\\x{1E5D0}-\\x{1E5ED}\\x{1E5F0}\\x{2B739}"
+    "\\x{2EBF0}-\\x{2EE5D}\\x{31350}-\\x{323AF}";
+constexpr const char* kNewerDigits =
+    "\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}"
+    "\\x{16130}-\\x{16139}\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1E4F0}-\\x{1E4F9}"
+    "\\x{1E5F1}-\\x{1E5FA}";
+constexpr const char* kNewerOtherNumbers = "\\x{1D2C0}-\\x{1D2D3}";
+constexpr const char* kNewerMarks =
+    "\\x{897}\\x{CF3}\\x{ECE}\\x{10D69}-\\x{10D6D}\\x{10EFC}-\\x{10EFF}\\x{11241}\\x{113B8}-\\x{113C0}"
+    "\\x{113C2}\\x{113C5}\\x{113C7}-\\x{113CA}\\x{113CC}-\\x{113D0}\\x{113D2}\\x{113E1}-\\x{113E2}"
+    "\\x{11F00}-\\x{11F01}\\x{11F03}\\x{11F34}-\\x{11F3A}\\x{11F3E}-\\x{11F42}\\x{11F5A}\\x{13440}"
+    "\\x{13447}-\\x{13455}\\x{1611E}-\\x{1612F}\\x{1E08F}\\x{1E4EC}-\\x{1E4EF}\\x{1E5EE}-\\x{1E5EF}";
 // Spelt out: PCRE2's \s with PCRE2_UCP has U+180E too, which is White_Space no longer.
-#define BALLAST_SPACE \
-  "\\x09-\\x0D\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
+constexpr const char* kSpace =
+    "\\x09-\\x0D\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}";
 
-constexpr const char* kWords =
-    "'(?:[stmd]|re|ve|ll)"
-    "| ?[" BALLAST_LETTER
-    "]++"
-    "| ?[" BALLAST_NUMBER
-    "]++"
-    "| ?[^" BALLAST_SPACE BALLAST_LETTER BALLAST_NUMBER
-    "]++"
-    "|[" BALLAST_SPACE "]+(?![^" BALLAST_SPACE
-    "])"
-    "|[" BALLAST_SPACE "]++";
+std::string words_pattern() {
+  const std::string letter = str("\\p{L}", kNewerLetters);
+  const std::string number = str("\\p{N}", kNewerDigits, kNewerOtherNumbers);
+  return str("'(?:[stmd]|re|ve|ll)",                  //
+             "| ?[", letter, "]++",                   //
+             "| ?[", number, "]++",                   //
+             "| ?[^", kSpace, letter, number, "]++",  //
+             "|[", kSpace, "]+(?![^", kSpace, "])",   //
+             "|[", kSpace, "]++");
+}
 
-// Alphabetic letters, marks, numbers and symbols, connectors and the two joiners.
-constexpr const char* kWordCharacter = "[" BALLAST_LETTER
-                                       "\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}\\x{24B6}-\\x{24E9}"
-                                       "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}]";
+std::string word_character_pattern() {
+  // The ranges behind the joiners are circled and squared letters.
+  return str("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}", kNewerLetters, kNewerMarks, kNewerDigits,
+             "\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}]");
+}
 
 struct CodeDeleter {
   void operator()(pcre2_code* code) const { pcre2_code_free(code); }
 };
 using Code = std::unique_ptr<pcre2_code, CodeDeleter>;
 
-Code compile(const char* pattern) {
+Code compile(const std::string& pattern) {
   int error = 0;
   PCRE2_SIZE offset = 0;
   // Anchored here and not when matching, which would rule the JIT code out.
-  Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern), PCRE2_ZERO_TERMINATED,
+  Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
                           PCRE2_UTF | PCRE2_ANCHORED | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr));
   CHECK(code != nullptr, "PCRE2 error ", error, " at ", offset);
   // Without JIT (a kernel that forbids writable code pages) PCRE2 interprets: slower, with the same results.
@@ -86,7 +90,7 @@ struct WordSplitter::State {
 };
 
 WordSplitter::WordSplitter() : state_(std::make_unique<State>()) {
-  static const Code code = compile(kWords);
+  static const Code code = compile(words_pattern());
   state_->code = code.get();
 }
 
@@ -112,7 +116,7 @@ bool WordSplitter::next(std::string_view& word) {
 }
 
 bool is_word_character(char32_t code_point) {
-  static const Code code = compile(kWordCharacter);
+  static const Code code = compile(word_character_pattern());
   std::string text;
   append_utf8(text, code_point);
   const Match match = make_match();

@@ -229,13 +229,14 @@ TEST(TokenizerBpe, PrefixSpaceFollowsTheSettings) {
 TEST(TokenizerBpe, SpecialTokensFromTheSmallFiles) {
   TokenizerFiles files = small_files();
   files.special_tokens_map = R"({"mask_token": {"content": "<unk>", "lstrip": true, "normalized": false}})";
-  files.added_tokens = R"({"<new>": 270, "<gap>": 275})";
+  files.added_tokens = R"({"<new>": 270, "<gap>": 275, "<new><gap>!": 271})";
   auto tokenizer = open_tokenizer(files);
   EXPECT_EQ(tokenizer->encode("the <unk><new><gap><pad>", false), (Ids{261, 3, 270, 275, 1}));
   EXPECT_EQ(tokenizer->vocabulary_size(), 276);
+  EXPECT_EQ(tokenizer->encode("<new><gap>!<new>", false), (Ids{271, 270}));  // the longest match
   EXPECT_TRUE(tokenizer->is_special(3));
   EXPECT_FALSE(tokenizer->is_special(270));
-  EXPECT_EQ(tokenizer->token_bytes(271), "");
+  EXPECT_EQ(tokenizer->token_bytes(272), "");
 
   files = small_files();
   files.tokenizer_config = R"({"add_bos_token": true, "bos_token": "</s>", "added_tokens_decoder":

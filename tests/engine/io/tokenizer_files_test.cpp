@@ -54,7 +54,7 @@ const std::vector<Bad> kBadFiles = {
     {"token twice", [](auto& f) { f.vocab_json = R"({"a": 1, "a": 2})"; }, {"model/vocab.json", "\"a\""}},
     {"id twice", vocabulary_with("zz", 260), {"model/vocab.json", "\"zz\"", "\"th\"", "260"}},
     {"negative id", vocabulary_with("zz", -1), {"model/vocab.json", "\"zz\"", "-1"}},
-    {"huge id", vocabulary_with("zz", 2000000000), {"model/vocab.json", "\"zz\"", "2000000000"}},
+    {"huge id", vocabulary_with("zz", kMaxVocabulary), {"model/vocab.json", "\"zz\"", "2097152"}},
     {"id beyond 32 bits", vocabulary_with("zz", int64_t{1} << 33), {"model/vocab.json", "8589934592"}},
     {"fractional id", vocabulary_with("zz", 1.5), {"model/vocab.json", "\"zz\"", "1.5"}},
     {"id as text", vocabulary_with("zz", "0x1"), {"model/vocab.json", "\"zz\"", "0x1"}},
