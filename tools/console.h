@@ -5,14 +5,17 @@
 #include <string>
 #include <string_view>
 
-#include "tools/subcommand.h"
+#include "tools/global_options.h"
 
 namespace ballast {
+
+enum ExitCode { kExitDone = 0, kExitFailed = 1, kExitWrongInput = 2, kExitInterrupted = 130 };
 
 /// Thrown after the user interrupted; main exits with 130 and prints nothing more.
 struct Interrupted {};
 
-/// Installs the SIGINT and SIGTERM handler: the first signal is remembered, the second ends the process with 130.
+/// Installs the SIGINT and SIGTERM handler: the first signal is remembered, the second ends the process with
+/// 130.
 void catch_interrupts();
 /// True once a signal came.
 bool interrupt_requested();
@@ -26,8 +29,8 @@ void print(std::string_view text);
 /// One JSON object and a newline on stdout; ill-formed UTF-8 is replaced.
 void print_json(const nlohmann::json& object);
 
-/// A status line on stderr that overwrites itself on a terminal; elsewhere at most one line every ten seconds. Nothing
-/// with --quiet.
+/// A status line on stderr that overwrites itself on a terminal; elsewhere at most one line every ten
+/// seconds. Nothing with --quiet.
 class Progress {
  public:
   explicit Progress(const GlobalOptions& global);

@@ -1,4 +1,5 @@
-// How a subcommand joins the `ballast` binary: one file that defines `add_NAME`, a declaration here, a row in main.cpp.
+// How a subcommand joins the `ballast` binary: one file that defines `add_NAME`, a declaration here, a row in
+// main.cpp.
 //
 //   Subcommand add_inspect(CLI::App& root, const GlobalOptions& global) {
 //     auto options = std::make_shared<InspectOptions>();
@@ -7,23 +8,17 @@
 //     return {app, [options, &global] { inspect(*options, global); }};
 //   }
 //
-// main gives every long flag its BALLAST_… environment variable, runs the chosen command after all flags are parsed, and
-// turns exceptions into exit codes: Error 2, Interrupted 130, everything else 1. Results go to stdout, all else to stderr.
+// main gives every long flag its BALLAST_… environment variable, runs the chosen command after all flags are
+// parsed, and turns exceptions into exit codes: Error 2, Interrupted 130, everything else 1. Results go to
+// stdout, all else to stderr.
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <functional>
 
-#include "kernels/backend.h"
+#include "tools/global_options.h"
 
 namespace ballast {
-
-/// Flags that may stand before or after the subcommand's name. Filled by the time `Subcommand::run` runs.
-struct GlobalOptions {
-  BackendOptions backend;  ///< --device, --threads
-  bool quiet = false;      ///< --quiet: warnings and errors only on stderr, no progress
-  bool no_color = false;   ///< --no-color, or NO_COLOR in the environment
-};
 
 struct Subcommand {
   CLI::App* app = nullptr;

@@ -1,0 +1,15 @@
+// Flags of every subcommand.
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace ballast {
+
+/// Flags that may stand before or after the subcommand's name. Filled by the time `Subcommand::run` runs.
+struct GlobalOptions {
+  BackendOptions backend;  ///< --device, --threads
+  bool quiet = false;      ///< --quiet: warnings and errors only on stderr, no progress
+  bool no_color = false;   ///< --no-color, or NO_COLOR in the environment
+};
+
+}  // namespace ballast
