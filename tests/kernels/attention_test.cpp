@@ -265,6 +265,24 @@ TEST_P(AttentionOp, UnusedPositionsOfAPageHaveNoEffect) {
   }
 }
 
+// Not even a share too small to change a sum: what a row may not see is multiplied by exactly zero.
+TEST_P(AttentionOp, LaterPositionsHaveNoEffectOnEarlierRows) {
+  constexpr int64_t kLength = 22;
+  const Setting setting{.heads = 1, .head_dim = 16};
+  Random random(11);
+  std::vector<Sequence> sequences{random_sequence(random, setting, kLength)};
+  sequences[0].v.assign(kLength * 16, 0);
+  std::fill(sequences[0].v.end() - 16, sequences[0].v.end(), 3e38f);
+  const auto outs = run_alone(*backend_, setting, sequences);
+  for (int64_t i = 0; i < kLength * 16; ++i) {
+    if (i < (kLength - 1) * 16) {
+      ASSERT_EQ(outs[0][size_t(i)], 0) << "row " << i / 16;
+    } else {
+      ASSERT_GT(outs[0][size_t(i)], 0);
+    }
+  }
+}
+
 TEST_P(AttentionOp, LargeScoresDoNotOverflow) {
   const Setting setting{.heads = 1, .head_dim = 4, .mask = Mask::full};
   Sequence sequence{3, std::vector<float>(12, 100), std::vector<float>(12, -100), {}};
