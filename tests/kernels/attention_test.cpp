@@ -267,7 +267,7 @@ TEST_P(AttentionOp, UnusedPositionsOfAPageHaveNoEffect) {
 
 // Not even a share too small to change a sum: what a row may not see is multiplied by exactly zero.
 TEST_P(AttentionOp, LaterPositionsHaveNoEffectOnEarlierRows) {
-  constexpr int64_t kLength = 22;
+  constexpr int64_t kLength = 24;  // the last four rows are attended together
   const Setting setting{.heads = 1, .head_dim = 16};
   Random random(11);
   std::vector<Sequence> sequences{random_sequence(random, setting, kLength)};
