@@ -207,10 +207,11 @@ TEST(Checkpoint, FloatsOfEveryType) {
   EXPECT_EQ(read(tensor_of<uint16_t>("BF16", {0x3FC0, 0xC000, 0x3E80}, "[1,3]")), values);
   EXPECT_TRUE(read(tensor_of<float>("F32", {}, "[0,3]")).empty());
   EXPECT_EQ(read(tensor_of<float>("F32", {7}, "[]")), std::vector<float>{7});
-  for (const auto& [dtype, size] : {std::pair("F64", 8), {"I64", 8}, {"U8", 1}, {"I32", 4}, {"BOOL", 1}})
-    EXPECT_TRUE(
-        throws_with(std::string("tensor \"t\": expected dtype F32, F16 or BF16, got \"") + dtype,
-                    [&] { read(tensor_of<uint8_t>(dtype, std::vector<uint8_t>(size_t(size)), "[1]")); }));
+  for (const auto& [dtype, size] : {std::pair("F64", 8), {"I64", 8}, {"U8", 1}, {"I32", 4}, {"BOOL", 1}}) {
+    const std::string file = tensor_of<uint8_t>(dtype, std::vector<uint8_t>(size_t(size)), "[1]");
+    EXPECT_TRUE(throws_with(std::string("tensor \"t\": expected dtype F32, F16 or BF16, got \"") + dtype,
+                            [&] { read(file); }));
+  }
 }
 
 TEST(Checkpoint, WeightsAreCheckedByTypeAndShape) {

@@ -113,38 +113,56 @@ struct Module {
   }
 };
 
+/// Modules of several shapes and group sizes, all in one folder.
+void round_trip(PackedLayout layout, int bits, bool symmetric) {
+  SCOPED_TRACE(str("layout ", int(layout), " bits ", bits, " symmetric ", symmetric));
+  const TempFolder folder;
+  CheckpointWriter writer(folder.path(), {});
+  std::map<std::string, AffineMatrix> matrices;
+  std::vector<PackedException> modules;
+  for (const auto& [out_features, in_features] : {std::pair(32, 64), {96, 32}, {64, 2080}, {40, 36}, {7, 10}})
+    for (int64_t group_size : {in_features, in_features / 2, 4}) {
+      if (in_features % group_size != 0 || !layout_holds(layout, bits, out_features, in_features)) continue;
+      const std::string name = str("m.", out_features, ".", group_size);
+      matrices[name] = random_matrix(bits, out_features, in_features, group_size, symmetric);
+      write_packed(writer, name, matrices[name], layout, symmetric);
+      modules.push_back({name, layout, bits, group_size});
+    }
+  ASSERT_GE(modules.size(), 6u);
+  const PackedConfig config{.layout = layout, .bits = bits, .group_size = 4, .symmetric = symmetric};
+  writer.finish({{"quantization_config", packed_config_json(config, modules)}});
+  const Checkpoint checkpoint = Checkpoint::open(folder.path());
+  for (const auto& [name, matrix] : matrices) {
+    SCOPED_TRACE(name);
+    EXPECT_TRUE(has_packed_weight(checkpoint, name));
+    expect_equal(read_packed(checkpoint, name, matrix.out_features, matrix.in_features), matrix);
+  }
+  EXPECT_FALSE(has_packed_weight(checkpoint, "m"));
+}
+
 TEST(Packed, EveryLayoutComesBackAsWritten) {
-  struct Size {
-    int64_t out_features, in_features;
-  };
   for (PackedLayout layout : {PackedLayout::gptq_v1, PackedLayout::gptq_v2, PackedLayout::pack_quantized})
     for (int bits : {2, 3, 4, 8})
-      for (const Size size : {Size{32, 64}, {96, 32}, {64, 2080}, {40, 36}, {7, 10}})
-        for (int64_t group_size : {size.in_features, size.in_features / 2, int64_t{4}})
-          for (bool symmetric : {false, true}) {
-            if (size.in_features % group_size != 0 ||
-                !layout_holds(layout, bits, size.out_features, size.in_features))
-              continue;
-            SCOPED_TRACE(str("layout ", int(layout), " bits ", bits, " shape ", size.out_features, "x",
-                             size.in_features, " group ", group_size, " symmetric ", symmetric));
-            const AffineMatrix matrix =
-                random_matrix(bits, size.out_features, size.in_features, group_size, symmetric);
-            const TempFolder folder;
-            CheckpointWriter writer(folder.path(), {});
-            write_packed(writer, "m", matrix, layout, symmetric);
-            writer.finish(config_for(layout, matrix, symmetric));
-            const Checkpoint checkpoint = Checkpoint::open(folder.path());
-            expect_equal(read_packed(checkpoint, "m", size.out_features, size.in_features), matrix);
-            EXPECT_TRUE(has_packed_weight(checkpoint, "m"));
-            EXPECT_FALSE(has_packed_weight(checkpoint, "n"));
-            const auto config = packed_config(checkpoint);
-            ASSERT_TRUE(config);
-            EXPECT_EQ(config->layout, layout);
-            EXPECT_EQ(config->bits, bits);
-            EXPECT_EQ(config->symmetric, symmetric);
-            EXPECT_EQ(config->group_size, group_size == size.in_features ? -1 : group_size);
-            EXPECT_FALSE(config->mislabeled || config->mixed);
-          }
+      for (bool symmetric : {false, true}) round_trip(layout, bits, symmetric);
+}
+
+TEST(Packed, ConfigurationComesBackAsWritten) {
+  for (PackedLayout layout : {PackedLayout::gptq_v1, PackedLayout::gptq_v2, PackedLayout::pack_quantized})
+    for (int64_t group_size : {64, 16})
+      for (bool symmetric : {false, true}) {
+        const AffineMatrix matrix = random_matrix(4, 32, 64, group_size, symmetric);
+        const Module module(layout, matrix, symmetric);
+        expect_equal(module.read(), matrix);
+        module.with_checkpoint([&](const Checkpoint& checkpoint) {
+          const auto config = packed_config(checkpoint);
+          ASSERT_TRUE(config);
+          EXPECT_EQ(config->layout, layout);
+          EXPECT_EQ(config->bits, 4);
+          EXPECT_EQ(config->symmetric, symmetric);
+          EXPECT_EQ(config->group_size, group_size == 64 ? -1 : group_size);
+          EXPECT_FALSE(config->mislabeled || config->mixed || config->older_3_bit);
+        });
+      }
 }
 
 /// Bits of `codes` one after the other, written one bit at a time.
@@ -152,7 +170,7 @@ std::vector<uint32_t> naive_stream(const std::vector<int>& codes, int bits) {
   std::vector<bool> stream;
   for (int code : codes)
     for (int bit = 0; bit < bits; ++bit) stream.push_back(code >> bit & 1);
-  std::vector<uint32_t> words(stream.size() / 32);
+  std::vector<uint32_t> words((stream.size() + 31) / 32);
   for (size_t i = 0; i < stream.size(); ++i) words[i / 32] |= uint32_t(stream[i]) << (i % 32);
   return words;
 }
