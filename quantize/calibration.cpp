@@ -41,7 +41,8 @@ void HiddenStream::for_each_part(StatisticsObserver* observer, const std::functi
     const nn::ForwardContext context{backend_, workspace_, rows, cache_views_, observer};
     if (observer) observer->positions(rows.positions);
     Workspace::Scope scope(workspace_);
-    body({context, hidden_.view().rows(first * tokens_.length, count * tokens_.length)});
+    body({context, hidden_.view().rows(first * tokens_.length, count * tokens_.length),
+          first * tokens_.length});
     for (PageTable& table : pages) cache_.release(table);
   }
 }

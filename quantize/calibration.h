@@ -24,10 +24,11 @@ class HiddenStream {
   struct Part {
     const nn::ForwardContext& context;
     OutputView hidden;  ///< f32 [tokens, hidden], part of the stream
+    int64_t first_row;  ///< of the stream
   };
   /// Runs `body` on every part in order, `observer` seeing the positions of each.
   void for_each_part(StatisticsObserver* observer, const std::function<void(const Part&)>& body);
-  int64_t bytes() const { return hidden_.bytes(); }
+  int64_t rows() const { return hidden_.shape()[0]; }
 
  private:
   Backend& backend_;

@@ -99,6 +99,7 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
   config["quantization_config"] = quantization;
   if (biases_added) config["enable_bias"] = true;
   writer_.add_file("quantize_config.json", quantization.dump(2) + "\n");
+  tensor_bytes_ = writer_.tensor_bytes();
   writer_.finish(config);
 }
 

@@ -26,6 +26,8 @@ class QuantizedOutput {
   /// `suffix` includes its dot: ".bias", ".compensation", …
   void add_vector(const std::string& module, const std::string& suffix, std::span<const float> values,
                   std::vector<int64_t> shape);
+  /// Of all tensors; known once finished.
+  uint64_t tensor_bytes() const { return tensor_bytes_; }
   /// Copies every tensor not replaced, the tokenizer's files, and writes the configs.
   void finish(const QuantizeReport& report, bool biases_added);
 
@@ -38,6 +40,7 @@ class QuantizedOutput {
   PackedLayout layout_;
   std::set<std::string> replaced_;  ///< tensor names
   std::set<std::string> modules_;
+  uint64_t tensor_bytes_ = 0;
   std::vector<PackedException> exceptions_;
 };
 

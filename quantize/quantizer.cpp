@@ -51,6 +51,9 @@ class Quantizer {
   void quantize_layers(const std::vector<nn::Linear*>& layers, const ObservedInput& input, bool in_block);
   void quantize_layer(nn::Linear& layer, LayerInput& input, const Statistics* reference, bool in_block);
   std::vector<float> float_weight(const nn::Linear& layer) const;
+  OutputView kept_rows(const HiddenStream::Part& part) const {
+    return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
+  }
   void compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block);
 
   const QuantizeJob& job_;
@@ -58,6 +61,7 @@ class Quantizer {
   QuantizedOutput output_;
   HiddenStream stream_;
   std::optional<HiddenStream> reference_;
+  Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
   int64_t positions_ = 0;
   bool biases_added_ = false;
   int64_t done_ = 0, total_ = 0;
@@ -69,12 +73,11 @@ QuantizeReport Quantizer::run() {
   total_ = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
   for (int64_t index = 0; index < job_.model.facts().layers; ++index) quantize_block(index);
   if (job_.recipe.head_bits) quantize_head();
-  report_.output_bytes = job_.writer.tensor_bytes();
   output_.finish(report_, biases_added_);
+  report_.output_bytes = output_.tensor_bytes();
   job_.source.check_intact();
   report_.seconds = seconds_since(start);
   report_.peak_memory_bytes = peak_memory_bytes();
-  report_.output_bytes = job_.writer.tensor_bytes();
   return report_;
 }
 
@@ -85,7 +88,9 @@ Statistics Quantizer::gather(HiddenStream& stream, nn::Branch& branch, bool cont
       job_.backend, [&](const nn::Linear& seen) { return &seen == &layer ? &statistics : nullptr; });
   stream.for_each_part(&observer, [&](const HiddenStream::Part& part) {
     const TensorView x = branch.expand_input(part.context, part.hidden);
-    if (contract) branch.contract_input(part.context, x);
+    if (!contract) return;
+    const TensorView u = branch.contract_input(part.context, x);
+    if (kept_inputs_) job_.backend.copy_to_device(kept_rows(part).as<void>(), u.data, u.bytes());
   });
   return statistics;
 }
@@ -125,13 +130,14 @@ void Quantizer::quantize_block(int64_t index) {
   const std::unique_ptr<nn::Block> float_block = reference_ ? job_.model.make_block(index) : nullptr;
   std::vector<ObservedInput> whole;
   if (job_.recipe.one_pass) whole = observe_whole(*block);
-  const auto advance = [](HiddenStream& stream, nn::Branch& branch) {
-    stream.for_each_part(nullptr,
-                         [&](const HiddenStream::Part& part) { branch.forward(part.context, part.hidden); });
-  };
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
     nn::Branch* float_branch = float_block ? float_block->branches[i].get() : nullptr;
+    const int64_t width = branch.contract().in_features();
+    // Without a reference stream its room holds the contract layer's inputs where they are no wider:
+    // attention, the dearest part, then runs once.
+    if (!reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
+      kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_.rows(), width});
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = contract ? std::vector{&branch.contract()} : branch.expand();
       if (job_.recipe.one_pass) {
@@ -142,8 +148,14 @@ void Quantizer::quantize_block(int64_t index) {
         quantize_layers(layers, observe(branch, float_branch, contract), true);
       }
     }
-    advance(stream_, branch);
-    if (float_branch) advance(*reference_, *float_branch);
+    stream_.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+      if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
+      branch.forward(part.context, part.hidden);
+    });
+    kept_inputs_ = Tensor();
+    if (!float_branch) continue;
+    reference_->for_each_part(
+        nullptr, [&](const HiddenStream::Part& part) { float_branch->forward(part.context, part.hidden); });
   }
 }
 

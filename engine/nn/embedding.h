@@ -9,8 +9,8 @@ namespace ballast::nn {
 /// y[t] = table[ids[t]], or += when accumulating. y: f32 [tokens, hidden].
 inline void embed(const ForwardContext& context, const Weight& table, const TensorView& ids,
                   const OutputView& y, bool accumulate = false) {
-  table.visit([&](const auto& view) {
-    context.backend.run(ballast::Embedding{.ids = ids, .table = view, .accumulate = accumulate, .y = y});
+  table.visit([&]<class View>(const View& view) {
+    context.backend.run(ballast::Embedding<View>{.ids = ids, .table = view, .accumulate = accumulate, .y = y});
   });
 }
 

@@ -4,8 +4,8 @@ namespace ballast::nn {
 
 void Linear::forward(const ForwardContext& context, const TensorView& x, const OutputView& y,
                      const Epilogue& epilogue) const {
-  weight.visit([&](const auto& view) {
-    context.backend.run(ballast::Linear{.x = x,
+  weight.visit([&]<class View>(const View& view) {
+    context.backend.run(ballast::Linear<View>{.x = x,
                                         .weight = view,
                                         .bias = bias.view(),
                                         .position_bias = position_bias.view(),

@@ -133,35 +133,45 @@ static void multiply_any(int64_t width, const float* x, const float* const* w, i
   }
 }
 
-static inline float apply(uint8_t activation, float value) {
-  switch (activation) {
-    case 1:
-      return value > 0 ? value : 0.0f;
-    case 2:
-      return 0.5f * value * (1.0f + erff(value * 0.70710678118654752f));
-    default:
-      return value;
-  }
+// The first `rows` lanes; the others are 0 and are not stored.
+static inline F load_rows(const float* p, int64_t rows) {
+  if (rows == kTileRows) return load(p);
+  float lanes[kLanes] = {};
+  for (int64_t r = 0; r < rows; ++r) lanes[r] = p[r];
+  return load(lanes);
+}
+static inline void store_rows(float* p, int64_t rows, F value) {
+  if (rows == kTileRows) return store(p, value);
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int64_t r = 0; r < rows; ++r) p[r] = lanes[r];
+}
+
+static inline F apply(uint8_t activation, F value) {
+  if (activation == 0) return value;
+  if (activation == 1) return max(value, broadcast(0));
+  float lanes[kLanes];
+  store(lanes, value);
+  for (float& x : lanes) x = 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+  return load(lanes);
 }
 
 static void write_tile(const LinearTask& task, int64_t tile, int64_t first_token, int64_t count,
                        const float* partial) {
   const int64_t row0 = tile * kTileRows;
   const int64_t rows = task.out_features - row0 < kTileRows ? task.out_features - row0 : kTileRows;
+  const F bias = task.bias ? load_rows(task.bias + row0, rows) : broadcast(0);
   for (int64_t t = 0; t < count; ++t) {
     const int64_t token = first_token + t;
-    const float* position = nullptr;
+    F value = load(partial + t * kTileRows);
+    if (task.bias) value = add(value, bias);
     if (task.position_bias && task.positions[token] < task.position_rows)
-      position = task.position_bias + task.positions[token] * task.out_features + row0;
-    const float* residual = task.residual ? task.residual + token * task.residual_stride + row0 : nullptr;
-    float* y = task.y + token * task.y_stride + row0;
-    for (int64_t r = 0; r < rows; ++r) {
-      float value = partial[t * kTileRows + r];
-      if (task.bias) value += task.bias[row0 + r];
-      if (position) value += position[r];
-      value = apply(task.activation, value);
-      y[r] = residual ? value + residual[r] : value;
-    }
+      value =
+          add(value, load_rows(task.position_bias + task.positions[token] * task.out_features + row0, rows));
+    value = apply(task.activation, value);
+    if (task.residual)
+      value = add(value, load_rows(task.residual + token * task.residual_stride + row0, rows));
+    store_rows(task.y + token * task.y_stride + row0, rows, value);
   }
 }
 
