@@ -171,17 +171,17 @@ void bench(const BenchOptions& options, const GlobalOptions& global) {
 Subcommand add_bench(CLI::App& root, const GlobalOptions& global) {
   auto options = std::make_shared<BenchOptions>();
   CLI::App* app = root.add_subcommand("bench", "Measure the speed of a model on this machine");
-  app->add_option("-m,--model", options->model, "folder of the model")->required()->type_name("DIR");
+  app->add_option("-m,--model", options->model, "Folder of the model")->required()->type_name("DIR");
   const auto count = [&](const char* name, int64_t& value, int64_t low, const char* description) {
     app->add_option(name, value, description)
         ->type_name("N")
         ->check(CLI::Range(low, int64_t(1) << 30))
         ->capture_default_str();
   };
-  count("--prompt", options->prompt, 0, "tokens of the prompt test, run in one pass; 0: leave it out");
-  count("--generate", options->generate, 0, "tokens of the generation test, one pass each; 0: leave it out");
-  count("--repeat", options->repeat, 1, "runs of each test, after one to warm up");
-  app->add_flag("--json", options->json, "print one JSON object instead of a Markdown table");
+  count("--prompt", options->prompt, 0, "Tokens of the prompt test, run in one pass; 0: leave it out");
+  count("--generate", options->generate, 0, "Tokens of the generation test, one pass each; 0: leave it out");
+  count("--repeat", options->repeat, 1, "Runs of each test, after one to warm up");
+  app->add_flag("--json", options->json, "Print one JSON object instead of a Markdown table");
   return {app, [options, &global] { bench(*options, global); }};
 }
 

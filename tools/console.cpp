@@ -55,7 +55,9 @@ void print_json(const nlohmann::json& object) {
 }
 
 Progress::Progress(const GlobalOptions& global)
-    : enabled_(!global.quiet), terminal_(isatty(STDERR_FILENO) == 1) {}
+    : enabled_(!global.quiet), terminal_(isatty(STDERR_FILENO) == 1) {
+  if (!terminal_) last_ = now();  // in a log, only what takes long is worth a line
+}
 
 Progress::~Progress() {
   finish();

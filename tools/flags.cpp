@@ -71,8 +71,9 @@ void set_up_flags(CLI::App& root) {
   root.formatter(std::make_shared<HelpLayout>());
   root.fallthrough();
   root.require_subcommand(0, 1);
-  root.set_help_flag("-h,--help", "this text");
+  root.set_help_flag("-h,--help", "This text");
   root.footer(
+      "--device, --threads, --quiet and --no-color may also stand behind a subcommand (see ballast --help).\n"
       "Every flag can also be set in the environment: --max-tokens as BALLAST_MAX_TOKENS; the flag wins.\n"
       "Exit status: 0 done, 1 failed while running, 2 wrong arguments or input, 130 interrupted.");
 }

@@ -57,8 +57,8 @@ std::string quoted(const Tokenizer& tokenizer, int32_t id) {
 void print_logprobs(const TextGeneration& generation, const Tokenizer& tokenizer) {
   std::string table;
   for (const SampledToken& token : generation.tokens()) {
-    table += fmt::format("{:9.4f}  {}", token.logprob, quoted(tokenizer, token.id));
-    const char* separator = "   | ";
+    table += fmt::format("{:9.4f}  {:<16}", token.logprob, quoted(tokenizer, token.id));
+    const char* separator = "  of  ";
     for (const auto& [id, logprob] : token.top) {
       table += fmt::format("{}{} {:.4f}", separator, quoted(tokenizer, id), logprob);
       separator = ", ";

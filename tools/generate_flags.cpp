@@ -23,43 +23,43 @@ std::pair<int32_t, double> parse_bias(const std::string& text) {
 }
 
 void add_prompt_flags(CLI::App& app, GenerateOptions& options) {
-  app.add_option("-m,--model", options.model, "folder of the model")->required()->type_name("DIR");
-  app.add_option("-p,--prompt", options.prompt, "text to continue")->type_name("TEXT");
+  app.add_option("-m,--model", options.model, "Folder of the model")->required()->type_name("DIR");
+  app.add_option("-p,--prompt", options.prompt, "Text to continue")->type_name("TEXT");
   app.add_option("-f,--file", options.prompt_file,
-                 "file with the text to continue, - for standard input (which is also read when it is a "
+                 "File with the text to continue, - for standard input (which is also read when it is a "
                  "pipe); one newline "
                  "at the end is dropped")
       ->type_name("FILE");
   app.add_option("--batch", options.batch_file,
-                 "file with one JSON object a line, {\"prompt\": …} and any of max_tokens, temperature, "
+                 "File with one JSON object a line, {\"prompt\": …} and any of max_tokens, temperature, "
                  "top_k, top_p, min_p, "
                  "repetition_penalty, presence_penalty, frequency_penalty, seed, stop, ignore_eos; results "
                  "come out one a "
                  "line, in the same order")
       ->type_name("FILE");
-  app.add_option("--parallel", options.parallel, "prompts of --batch that run together")
+  app.add_option("--parallel", options.parallel, "Prompts of --batch that run together")
       ->type_name("N")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_flag("-i,--interactive", options.interactive,
-               "read lines and continue each; /help lists what else it does");
+               "Read lines and continue each; /help lists what else it does");
 }
 
 void add_length_flags(CLI::App& app, GenerateOptions& options) {
   app.add_option("-n,--max-tokens", options.max_tokens,
-                 "tokens to generate at most; -1: what the context holds")
+                 "Tokens to generate at most; -1: what the context holds")
       ->type_name("N")
       ->check(CLI::Range(int64_t(-1), int64_t(1) << 40))
       ->capture_default_str();
-  app.add_option("--ctx", options.context, "positions for prompt and answer; 0: the model's")
+  app.add_option("--ctx", options.context, "Positions for prompt and answer; 0: the model's")
       ->type_name("N")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 40))
       ->capture_default_str();
-  app.add_option("--stop", options.stop, "end before this text, which is not shown; may be repeated")
+  app.add_option("--stop", options.stop, "End before this text, which is not shown; may be repeated")
       ->type_name("TEXT")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app.add_flag("--ignore-eos", options.params.ignore_eos, "never choose the end-of-text token");
+  app.add_flag("--ignore-eos", options.params.ignore_eos, "Never choose the end-of-text token");
 }
 
 void add_sampling_flags(CLI::App& app, GenerateOptions& options) {
@@ -70,23 +70,23 @@ void add_sampling_flags(CLI::App& app, GenerateOptions& options) {
     app.add_option(name, value, description)->type_name("X")->capture_default_str();
   };
   number("--temperature", sampling.temperature, "0: always the likeliest token");
-  number("--top-k", sampling.top_k, "choose among this many likeliest tokens; 0: all");
-  number("--top-p", sampling.top_p, "choose among the likeliest tokens that make up this share");
-  number("--min-p", sampling.min_p, "drop tokens less likely than this times the likeliest");
+  number("--top-k", sampling.top_k, "Choose among this many likeliest tokens; 0: all");
+  number("--top-p", sampling.top_p, "Choose among the likeliest tokens that make up this share");
+  number("--min-p", sampling.min_p, "Drop tokens less likely than this times the likeliest");
   number("--repetition-penalty", sampling.repetition_penalty,
-         "above 1: makes tokens that were seen less likely");
-  number("--presence-penalty", sampling.presence_penalty, "taken once off the logit of each generated token");
-  number("--frequency-penalty", sampling.frequency_penalty, "taken off for every time a token was generated");
+         "Above 1: makes tokens that were seen less likely");
+  number("--presence-penalty", sampling.presence_penalty, "Taken once off the logit of each generated token");
+  number("--frequency-penalty", sampling.frequency_penalty, "Taken off for every time a token was generated");
   app.add_option_function<std::vector<std::string>>(
          "--logit-bias",
          [&sampling](const std::vector<std::string>& texts) {
            for (const std::string& text : texts) sampling.logit_bias.push_back(parse_bias(text));
          },
-         "added to the logit of token ID; may be repeated")
+         "Added to the logit of token ID; may be repeated")
       ->type_name("ID=VALUE")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app.add_option("--seed", options.seed, "of the random choices; without it a random one is used and shown")
+  app.add_option("--seed", options.seed, "Of the random choices; without it a random one is used and shown")
       ->type_name("N");
 }
 
@@ -97,11 +97,11 @@ void add_generate_flags(CLI::App& app, GenerateOptions& options) {
   add_length_flags(app, options);
   add_sampling_flags(app, options);
   app.add_option("--logprobs", options.params.sampling.logprobs,
-                 "list each token's log-probability and those of the N likeliest tokens")
+                 "List each token's log-probability and those of the N likeliest tokens")
       ->type_name("N")
       ->check(CLI::Range(0, kMaxLogprobs));
-  app.add_flag("--echo", options.echo, "show the prompt before its continuation");
-  app.add_flag("--json", options.json, "print one JSON object instead of text");
+  app.add_flag("--echo", options.echo, "Show the prompt before its continuation");
+  app.add_flag("--json", options.json, "Print one JSON object instead of text");
 }
 
 }  // namespace ballast

@@ -252,11 +252,11 @@ void inspect(const InspectOptions& options, const GlobalOptions& global) {
 Subcommand add_inspect(CLI::App& root, const GlobalOptions& global) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* app = root.add_subcommand("inspect", "Show what is in a checkpoint");
-  app->add_option("folder", options->folder, "folder of the model")->required()->type_name("DIR");
-  app->add_flag("--tensors", options->all_tensors, "list every tensor instead of one line for all layers");
+  app->add_option("folder", options->folder, "Folder of the model")->required()->type_name("DIR");
+  app->add_flag("--tensors", options->all_tensors, "List every tensor instead of one line for all layers");
   app->add_flag("--check-tensors", options->check,
-                "look for NaN and infinite values; exit status 2 when there are any");
-  app->add_flag("--json", options->json, "print one JSON object");
+                "Look for NaN and infinite values; exit status 2 when there are any");
+  app->add_flag("--json", options->json, "Print one JSON object");
   return {app, [options, &global] { inspect(*options, global); }};
 }
 

@@ -63,14 +63,14 @@ int run(int argc, char** argv) {
   app.add_option("--device", global.backend.device, "auto, cpu or cuda")
       ->type_name("NAME")
       ->capture_default_str();
-  app.add_option("--threads", global.backend.threads, "processor threads; 0: as many as this process may use")
+  app.add_option("--threads", global.backend.threads, "Processor threads; 0: as many as this process may use")
       ->type_name("N")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  app.add_flag("--quiet", global.quiet, "only warnings and errors on standard error");
-  app.add_flag("--no-color", global.no_color, "no colors on standard error");
-  app.add_flag("--version", show_version, "version, commit, compiler and instruction set");
-  app.add_flag("--list-devices", list_devices, "devices that --device can name");
+  app.add_flag("--quiet", global.quiet, "Only warnings and errors on standard error");
+  app.add_flag("--no-color", global.no_color, "No colors on standard error");
+  app.add_flag("--version", show_version, "Version, commit, compiler and instruction set");
+  app.add_flag("--list-devices", list_devices, "Devices that --device can name");
   std::vector<Subcommand> commands;
   for (const auto& add : kSubcommands) commands.push_back(add(app, global));
   name_environment_variables(app, argc, argv);

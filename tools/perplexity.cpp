@@ -24,17 +24,6 @@ struct TextOptions {
   bool json = false;
 };
 
-// A text's ids, and where they came from.
-struct EvaluationText {
-  std::vector<int32_t> ids;
-  std::string hash;  ///< of the file
-};
-
-EvaluationText tokenize(const TextOptions& options, const std::string& raw, const Tokenizer& tokenizer) {
-  return {tokenizer.encode(join_rows(raw, dataset_from(options.dataset), options.joined_by)),
-          fingerprint(raw)};
-}
-
 void check_same_tokens(const TextOptions& options, const std::vector<int32_t>& sample,
                        const Tokenizer& model) {
   const auto reference = Tokenizer::open(options.reference);
@@ -121,35 +110,38 @@ std::string status_line(const PerplexityProgress& now, double seconds) {
 }
 
 void measure(TextOptions& options, const GlobalOptions& global) {
-  // Everything that is quick to refuse comes before the weights.
+  // What is quick to refuse comes before what is slow to load.
   options.measure.protocol = protocol_from(options.protocol);
+  const Dataset dataset = dataset_from(options.dataset);
   const std::string raw = read_file(options.text, kMaxTextBytes);
+  const std::string joined = join_rows(raw, dataset, options.joined_by);
   const auto backend = find_backend(global.backend);
   LoadedModel model = load(options.model, *backend);
   check_interrupt();
-  const EvaluationText text = tokenize(options, raw, *model.tokenizer);
-  const int32_t none = -1;
-  options.measure.bos_id = model.tokenizer->bos_id().value_or(none);
+  const std::vector<int32_t> ids = model.tokenizer->encode(joined);
+  options.measure.bos_id = model.tokenizer->bos_id().value_or(-1);
+  PerplexityOptions resolved = options.measure;
+  plan_windows(int64_t(ids.size()), model.model->facts().max_positions, resolved);
   LoadedModel reference;
   if (!options.reference.empty()) {
-    check_same_tokens(options, text.ids, *model.tokenizer);
+    check_same_tokens(options, ids, *model.tokenizer);
     reference = load(options.reference, *backend, false);
   }
-  spdlog::info("{}, {} tokens, loaded in {}", backend->description(), text.ids.size(),
+  spdlog::info("{}, {} tokens, loaded in {}", backend->description(), ids.size(),
                human_seconds(model.seconds + reference.seconds));
   Progress progress(global);
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
-  const PerplexityResult result = measure_perplexity(*backend, *model.model, reference.model.get(), text.ids,
+  const PerplexityResult result = measure_perplexity(*backend, *model.model, reference.model.get(), ids,
                                                      options.measure, [&](const PerplexityProgress& now) {
                                                        progress.update(status_line(now, elapsed()));
                                                        check_interrupt();
                                                      });
   progress.finish();
   if (options.json) {
-    print_json(json_of(options, result, model, text.hash, elapsed()));
+    print_json(json_of(options, result, model, fingerprint(raw), elapsed()));
   } else {
     print(text_of(options, result));
   }
@@ -162,13 +154,13 @@ void measure(TextOptions& options, const GlobalOptions& global) {
 Subcommand add_perplexity(CLI::App& root, const GlobalOptions& global) {
   auto options = std::make_shared<TextOptions>();
   CLI::App* app = root.add_subcommand("perplexity", "Measure how well a model predicts a text");
-  app->add_option("-m,--model", options->model, "folder of the model")->required()->type_name("DIR");
-  app->add_option("--text", options->text, "file with the text")->required()->type_name("FILE");
-  app->add_option("--dataset", options->dataset, "how the file becomes one text: text, wikitext2 or ptb")
+  app->add_option("-m,--model", options->model, "Folder of the model")->required()->type_name("DIR");
+  app->add_option("--text", options->text, "File with the text")->required()->type_name("FILE");
+  app->add_option("--dataset", options->dataset, "How the file becomes one text: text, wikitext2 or ptb")
       ->type_name("NAME")
       ->capture_default_str();
   app->add_option("--rows-joined-by", options->joined_by,
-                  "what stands between the rows of wikitext2 or ptb, instead of theirs")
+                  "What stands between the rows of wikitext2 or ptb, instead of theirs")
       ->type_name("TEXT");
   app->add_option(
          "--protocol", options->protocol,
@@ -181,13 +173,13 @@ Subcommand add_perplexity(CLI::App& root, const GlobalOptions& global) {
         ->check(CLI::Range(int64_t(0), int64_t(1) << 40));
   };
   count("--ctx", options->measure.context,
-        "tokens of a window [the model's positions, at most 2048; llamacpp 512]");
-  count("--stride", options->measure.stride, "tokens between window starts, gptq only [a window]");
-  count("--chunks", options->measure.windows, "windows to measure at most [all]");
-  count("--from-chunk", options->measure.first_window, "windows to leave out at the beginning");
-  app->add_option("--reference", options->reference, "folder of a model to compare with on the same windows")
+        "Tokens of a window [the model's positions, at most 2048; llamacpp 512]");
+  count("--stride", options->measure.stride, "Tokens between window starts, gptq only [a window]");
+  count("--chunks", options->measure.windows, "Windows to measure at most [all]");
+  count("--from-chunk", options->measure.first_window, "Windows to leave out at the beginning");
+  app->add_option("--reference", options->reference, "Folder of a model to compare with on the same windows")
       ->type_name("DIR");
-  app->add_flag("--json", options->json, "print one JSON object");
+  app->add_flag("--json", options->json, "Print one JSON object");
   return {app, [options, &global] { measure(*options, global); }};
 }
 
