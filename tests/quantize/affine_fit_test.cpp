@@ -62,20 +62,23 @@ TEST(AffineFit, ZerosAndTinyWeightsGetAUsableScale) {
 }
 
 TEST(AffineFit, SymmetricGridsShareTheMiddleZeroPoint) {
-  for (int bits : {2, 3, 4}) EXPECT_EQ(fit_grid(gaussian(64, 9), {.bits = bits, .symmetric = true}).zero_point, 1 << (bits - 1));
+  for (int bits : {2, 3, 4})
+    EXPECT_EQ(fit_grid(gaussian(64, 9), {.bits = bits, .symmetric = true}).zero_point, 1 << (bits - 1));
 }
 
 TEST(AffineFit, ClipSearchNeverRoundsWorseByItsNormAndHelpsWithAnOutlier) {
   auto weights = gaussian(256, 5);
   weights[17] = 12;
-  const Grid plain = fit_grid(weights, {.bits = 3}), clipped = fit_grid(weights, {.bits = 3, .clip_search = true});
+  const Grid plain = fit_grid(weights, {.bits = 3}),
+             clipped = fit_grid(weights, {.bits = 3, .clip_search = true});
   EXPECT_LT(clipped.scale, plain.scale);
   EXPECT_LT(squared_error(clipped, weights), squared_error(plain, weights));
 }
 
 TEST(AffineFit, RangeShrinkScalesTheStep) {
   const auto weights = gaussian(256, 6);
-  const Grid plain = fit_grid(weights, {.bits = 4}), shrunk = fit_grid(weights, {.bits = 4, .range_shrink = 0.5});
+  const Grid plain = fit_grid(weights, {.bits = 4}),
+             shrunk = fit_grid(weights, {.bits = 4, .range_shrink = 0.5});
   EXPECT_NEAR(shrunk.scale, plain.scale / 2, plain.scale * 1e-3);
 }
 

@@ -17,10 +17,17 @@ struct LayerFixture {
   std::vector<int32_t> positions;
   Statistics statistics;
 
-  /// Inputs: a few shared directions, a constant offset and some noise. `positions` repeat with period `period`.
-  LayerFixture(int64_t rows, int64_t columns, int64_t count, uint64_t seed, int64_t period = 0, float offset = 0.5f)
-      : out(rows), in(columns), tokens(count), weight(size_t(rows * columns)), x(size_t(count * columns)),
-        positions(size_t(count)), statistics(columns, period, true) {
+  /// Inputs: a few shared directions, a constant offset and some noise. `positions` repeat with period
+  /// `period`.
+  LayerFixture(int64_t rows, int64_t columns, int64_t count, uint64_t seed, int64_t period = 0,
+               float offset = 0.5f)
+      : out(rows),
+        in(columns),
+        tokens(count),
+        weight(size_t(rows * columns)),
+        x(size_t(count * columns)),
+        positions(size_t(count)),
+        statistics(columns, period, true) {
     std::mt19937_64 random(seed);
     std::normal_distribution<float> normal;
     for (float& value : weight) value = normal(random);
@@ -42,8 +49,12 @@ struct LayerFixture {
   }
 
   LayerProblem problem(int bits, int64_t group, LayerInput* input = nullptr) const {
-    return {.name = "layer", .out_features = out, .in_features = in, .weight = weight,
-            .grid = {.bits = bits, .group_size = group ? group : in}, .input = input};
+    return {.name = "layer",
+            .out_features = out,
+            .in_features = in,
+            .weight = weight,
+            .grid = {.bits = bits, .group_size = group ? group : in},
+            .input = input};
   }
 
   /// Σ over tokens and outputs of ((W − Q)x − c)², by definition, in f64.
@@ -53,7 +64,8 @@ struct LayerFixture {
       for (int64_t r = 0; r < out; ++r) {
         double y = channel.empty() ? 0 : -double(channel[size_t(r)]);
         for (int64_t i = 0; i < in; ++i)
-          y += (double(weight[size_t(r * in + i)]) - double(quantized.value(r, i))) * double(x[size_t(t * in + i)]);
+          y += (double(weight[size_t(r * in + i)]) - double(quantized.value(r, i))) *
+               double(x[size_t(t * in + i)]);
         sum += y * y;
       }
     return sum;
@@ -63,7 +75,8 @@ struct LayerFixture {
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t r = 0; r < out; ++r) {
         double y = 0;
-        for (int64_t i = 0; i < in; ++i) y += double(weight[size_t(r * in + i)]) * double(x[size_t(t * in + i)]);
+        for (int64_t i = 0; i < in; ++i)
+          y += double(weight[size_t(r * in + i)]) * double(x[size_t(t * in + i)]);
         sum += y * y;
       }
     return sum;

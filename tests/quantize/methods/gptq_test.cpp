@@ -32,7 +32,8 @@ TEST(Gptq, EqualsRtnBitForBitOnIdentityHessian) {
     for (int64_t group : {0, 32, 64, 96}) {
       LayerInput input(*layer.backend, statistics, {}, "layer");
       const LayerProblem problem = layer.problem(bits, group, &input);
-      const LayerSolution gptq = solve_gptq(*layer.backend, problem), rtn = solve_rtn(*layer.backend, problem);
+      const LayerSolution gptq = solve_gptq(*layer.backend, problem),
+                          rtn = solve_rtn(*layer.backend, problem);
       expect_same(gptq.matrix, rtn.matrix);
     }
 }

@@ -12,15 +12,18 @@ namespace {
 TEST(BiasCompensation, ReportsTheErrorsThatADirectComputationGives) {
   const LayerFixture layer(20, 96, 400, 11);
   const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(3, 0)).matrix;
-  const auto result = compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+  const auto result =
+      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
   EXPECT_NEAR(result.error_before, layer.error(matrix) / layer.power(), 1e-4 * result.error_before);
-  EXPECT_NEAR(result.error_after, layer.error(matrix, result.channel) / layer.power(), 1e-4 * result.error_after);
+  EXPECT_NEAR(result.error_after, layer.error(matrix, result.channel) / layer.power(),
+              1e-4 * result.error_after);
 }
 
 TEST(BiasCompensation, ChannelIsTheBestConstant) {
   const LayerFixture layer(12, 64, 300, 12);
   const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(2, 0)).matrix;
-  const auto result = compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+  const auto result =
+      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
   EXPECT_LT(result.error_after, result.error_before);
   const double best = layer.error(matrix, result.channel);
   for (size_t r = 0; r < 3; ++r)
@@ -34,12 +37,14 @@ TEST(BiasCompensation, ChannelIsTheBestConstant) {
 TEST(BiasCompensation, NoneAddsNothing) {
   const LayerFixture layer(8, 64, 200, 13);
   const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(3, 0)).matrix;
-  const auto result = compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::none);
+  const auto result =
+      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::none);
   for (float value : result.channel) EXPECT_EQ(value, 0);
   EXPECT_EQ(result.error_before, result.error_after);
 }
 
-// If the bias is free, codes for the centred moment are the better ones (with the bias corrected in both cases).
+// If the bias is free, codes for the centred moment are the better ones (with the bias corrected in both
+// cases).
 TEST(BiasCompensation, JointBeatsGptqThenChannel) {
   double channel = 0, joint = 0;
   for (uint64_t seed : {21, 22, 23, 24}) {
@@ -47,7 +52,8 @@ TEST(BiasCompensation, JointBeatsGptqThenChannel) {
     for (const bool centred : {false, true}) {
       LayerInput input(*layer.backend, layer.statistics, {.centred = centred}, "layer");
       const AffineMatrix matrix = solve_gptq(*layer.backend, layer.problem(2, 0, &input)).matrix;
-      const auto result = compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+      const auto result =
+          compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
       (centred ? joint : channel) += result.error_after;
     }
   }
@@ -64,7 +70,8 @@ TEST(BiasCompensation, PositionRowsAreDeviationsFromTheChannelPart) {
   statistics.add(*layer.backend, {layer.x.data(), DType::f32, {layer.tokens, layer.in}},
                  {layer.positions.data(), DType::i32, {layer.tokens}});
   const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(2, 0)).matrix;
-  const auto result = compensate(*layer.backend, layer.weight, matrix, statistics, nullptr, Compensation::position);
+  const auto result =
+      compensate(*layer.backend, layer.weight, matrix, statistics, nullptr, Compensation::position);
   ASSERT_EQ(result.positions, period);
   double after = 0;
   for (int64_t r = 0; r < layer.out; ++r)
@@ -74,7 +81,8 @@ TEST(BiasCompensation, PositionRowsAreDeviationsFromTheChannelPart) {
       for (int64_t t = p; t < layer.tokens; t += period, ++count) {
         double y = 0;
         for (int64_t i = 0; i < layer.in; ++i)
-          y += double(layer.weight[size_t(r * layer.in + i)] - matrix.value(r, i)) * double(layer.x[size_t(t * layer.in + i)]);
+          y += double(layer.weight[size_t(r * layer.in + i)] - matrix.value(r, i)) *
+               double(layer.x[size_t(t * layer.in + i)]);
         mean += y;
         squares += y * y;
       }
@@ -94,8 +102,10 @@ TEST(BiasCompensation, DriftAddsWhatTheFloatInputsMeansDiffer) {
   reference.add(*layer.backend, {shifted.x.data(), DType::f32, {layer.tokens, layer.in}},
                 {layer.positions.data(), DType::i32, {layer.tokens}});
   const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(4, 0)).matrix;
-  const auto plain = compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
-  const auto drift = compensate(*layer.backend, layer.weight, matrix, layer.statistics, &reference, Compensation::channel);
+  const auto plain =
+      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+  const auto drift =
+      compensate(*layer.backend, layer.weight, matrix, layer.statistics, &reference, Compensation::channel);
   for (int64_t r = 0; r < layer.out; ++r) {
     double shift = 0;
     for (int64_t i = 0; i < layer.in; ++i) shift += 0.25 * double(layer.weight[size_t(r * layer.in + i)]);
