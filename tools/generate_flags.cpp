@@ -57,7 +57,7 @@ void add_length_flags(CLI::App& app, GenerateOptions& options) {
       ->capture_default_str();
   app.add_option("--stop", options.stop, "End before this text, which is not shown; may be repeated")
       ->type_name("TEXT")
-      ->expected(1)
+      ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--ignore-eos", options.params.ignore_eos, "Never choose the end-of-text token");
 }
@@ -84,10 +84,11 @@ void add_sampling_flags(CLI::App& app, GenerateOptions& options) {
          },
          "Added to the logit of token ID; may be repeated")
       ->type_name("ID=VALUE")
-      ->expected(1)
+      ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_option("--seed", options.seed, "Of the random choices; without it a random one is used and shown")
-      ->type_name("N");
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber);
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ std::optional<std::string> read_line() {
   std::optional<std::string> text;
   if (length >= 0) text.emplace(line, size_t(length));
   std::free(line);
+  if (interrupt_requested()) fmt::print(stderr, "\n");  // behind the terminal's ^C
   check_interrupt();
   if (text && text->ends_with('\n')) text->pop_back();
   return text;

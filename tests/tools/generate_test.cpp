@@ -107,6 +107,8 @@ TEST(Generate, ImpossibleValuesAreRefused) {
   EXPECT_TRUE(refused(generate({"-p", "x", "--logit-bias", "4096=1"}), "expected 0 to 4095"));
   EXPECT_TRUE(refused(generate({"-p", "x", "--ctx", "513"}), "512 positions"));
   EXPECT_TRUE(refused(generate({"-p", "one two three four five six", "--ctx", "4"}), "expected at most 4"));
+  EXPECT_TRUE(refused(generate({"-p", "x", "--stop", "a", "b"}), "not expected: b"));
+  EXPECT_TRUE(refused(generate({"-p", "x", "--seed", "-1"}), "--seed"));
   EXPECT_TRUE(refused(generate({"-p", "x", "-f", "y"}), "exclude each other"));
   EXPECT_TRUE(refused(generate({"-f", "/no/such/file"}), "/no/such/file"));
   EXPECT_TRUE(refused(generate({"-p", "x", "--json", "--interactive"}), "--json"));

@@ -45,6 +45,13 @@ TEST(Main, WrongArgumentsAreRefusedWithOneLine) {
   EXPECT_TRUE(refused(ballast({"perplexity", "-m", kDemo}), "--text is required"));
 }
 
+TEST(Main, AFullDiskIsAFailureAndNotAMistake) {
+  Process process({"inspect", kDemo}, "", {}, "/dev/full");
+  const Outcome run = process.wait();
+  EXPECT_EQ(run.code, 1);
+  EXPECT_NE(run.err.find("standard output"), run.err.npos) << run.err;
+}
+
 TEST(Main, FlagsComeFromTheEnvironmentAndTheGivenOneWins) {
   const std::vector<std::string> arguments = {"generate", "-m", kDemo, "-p", "The town", "--json"};
   const Process::Environment environment = {

@@ -32,8 +32,9 @@ struct Outcome {
 class Process {
  public:
   using Environment = std::map<std::string, std::string>;
+  /// `out`: where standard output goes instead of a file of this object's.
   explicit Process(std::vector<std::string> arguments, const std::string& input = "",
-                   Environment environment = {}) {
+                   Environment environment = {}, const std::string& out = "") {
     folder_.write("in", input);
     arguments.insert(arguments.begin(), BALLAST_BINARY);
     std::vector<char*> argv, envp;
@@ -48,7 +49,8 @@ class Process {
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 0, (folder_ / "in").c_str(), O_RDONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, 1, (folder_ / "out").c_str(), O_WRONLY | O_CREAT, 0600);
+    posix_spawn_file_actions_addopen(&actions, 1, (out.empty() ? (folder_ / "out").string() : out).c_str(),
+                                     O_WRONLY | O_CREAT, 0600);
     posix_spawn_file_actions_addopen(&actions, 2, (folder_ / "err").c_str(), O_WRONLY | O_CREAT, 0600);
     if (posix_spawn(&pid_, BALLAST_BINARY, &actions, nullptr, argv.data(), envp.data()) != 0) pid_ = -1;
     posix_spawn_file_actions_destroy(&actions);
