@@ -9,11 +9,12 @@ PACKAGES := g++ cmake ninja-build pkg-config python3 nlohmann-json3-dev libcli11
   libpcre2-dev libsentencepiece-dev libgtest-dev
 CHECK_PACKAGES := clang libclang-rt-14-dev clang-tidy clang-format
 
-.PHONY: help build deps check-deps demo test check bench format lint clean
+.PHONY: help build deps check-deps demo test check results bench format lint clean
 help:
 	@echo "make demo    install what is missing, build, quantize the bundled model and compare (a few minutes)"
 	@echo "make test    the same set-up, then the everyday tests"
 	@echo "make check   tests under sanitizers and long fuzzing, too"
+	@echo "make results accuracy of every form of compensation, written to RESULTS.md (about 20 minutes)"
 	@echo "make bench   speed of the bundled model, written to bench/"
 	@echo "make format  clang-format over the sources        make lint  clang-tidy and the layout check"
 
@@ -54,6 +55,11 @@ check: test check-deps
 	ctest --test-dir build/cpu-tsan --output-on-failure -j $(JOBS) -R 'ThreadPool|Scheduler|Engine|Linear|Attention'
 	cmake --preset cpu-fuzz && cmake --build --preset cpu-fuzz -j $(JOBS)
 	tests/fuzz/run.sh build/cpu-fuzz 1000000
+
+# make results SHARED=DIR: the folder with the reference texts (see tools/results.py).
+results: build
+	@test -n "$(SHARED)" || { echo "make results needs SHARED=DIR, the folder with the reference texts"; exit 2; }
+	python3 tools/results.py $(BALLAST) models/demo $(SHARED) RESULTS.md
 
 bench: build
 	mkdir -p bench

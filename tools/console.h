@@ -49,7 +49,4 @@ class Progress {
 std::string human_bytes(double bytes);
 std::string human_seconds(double seconds);
 
-/// Largest resident set of this process so far, in bytes; 0 where the system does not say.
-int64_t peak_memory_bytes();
-
 }  // namespace ballast

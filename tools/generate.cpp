@@ -9,6 +9,7 @@
 #include <cstring>
 #include <random>
 
+#include "engine/core/process.h"
 #include "engine/io/json.h"
 #include "tools/console.h"
 #include "tools/generate_flags.h"

@@ -1,6 +1,7 @@
 // Prompts from a file of JSON lines, results as JSON lines in the same order.
 #include <spdlog/spdlog.h>
 
+#include "engine/core/process.h"
 #include "engine/io/json.h"
 #include "tools/console.h"
 #include "tools/generate.h"

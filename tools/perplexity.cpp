@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "engine/core/process.h"
 #include "engine/evaluation/perplexity.h"
 #include "engine/evaluation/text_data.h"
 #include "engine/io/json.h"

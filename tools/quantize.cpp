@@ -9,6 +9,7 @@
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "models/registry.h"
+#include "quantize/methods.h"
 #include "quantize/quantizer.h"
 #include "tools/console.h"
 #include "tools/subcommand.h"
@@ -21,7 +22,8 @@ constexpr uint64_t kLargestText = uint64_t(4) << 30;
 struct QuantizeOptions {
   std::string model, output;
   Recipe recipe;
-  std::string compensation;  ///< empty: the method's default
+  std::string compensation;           ///< empty: the method's default
+  std::optional<bool> correct_drift;  ///< empty: the method's default
   std::vector<std::string> overrides, skips;
   std::string calibration = "self", dataset = "text";
   int64_t samples = 128, length = 0;
@@ -70,11 +72,14 @@ LayerOverride parse_override(const std::string& text) {
 
 Recipe finished_recipe(const QuantizeOptions& options) {
   Recipe recipe = options.recipe;
-  // After error feedback the plain channel mean gains nothing further, the joint form does; without it the
-  // mean is all there is.
+  // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
+  // earlier layers do.
+  const bool feedback = method_named(recipe.method).uses_curvature;
   recipe.compensation = options.compensation.empty()
-                            ? (recipe.method == "rtn" ? Compensation::channel : Compensation::joint)
+                            ? (feedback ? Compensation::joint : Compensation::channel)
                             : compensation_named(options.compensation);
+  recipe.correct_drift =
+      options.correct_drift.value_or(feedback && recipe.compensation != Compensation::none);
   for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
   for (const std::string& pattern : options.skips)
     recipe.overrides.push_back({.pattern = pattern, .regex = compile("--skip", pattern), .bits = 0});
@@ -207,8 +212,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
                   "none; channel: mean output error into the bias; joint: codes for centred inputs, then "
                   "channel; position: "
                   "channel plus a vector per position. Default: joint with gptq, channel with rtn");
-  app->add_flag("--correct-drift", recipe.correct_drift,
-                "Biases also take out the mean shift left by earlier layers");
+  app->add_flag("--correct-drift,!--no-correct-drift", options->correct_drift,
+                "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
   app->add_option("--damping", recipe.damping,
                   "Share of the mean diagonal added to the Hessian; raised by itself on failure")
       ->capture_default_str();
