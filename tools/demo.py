@@ -19,7 +19,7 @@ METHODS = [
     ("GPTQ", ["--method", "gptq", "--compensate", "none"]),
     ("GPTQ + compensation", ["--method", "gptq", "--compensate", "joint"]),
 ]
-CALIBRATION = ["--calibration", "self", "--samples", "64", "--length", "512"]
+CALIBRATION = ["--calibration", "self", "--samples", "32", "--length", "512"]
 
 
 def run(ballast, *arguments):
@@ -40,7 +40,7 @@ def measure(ballast, model, folder):
 
 
 def row(name, bits, size, text, speed):
-    return (f"{name:<22}{bits:>8.2f}{size / 1e6:>9.2f}{text['kl_mean']:>10.4f}{100 * text['top1_agreement']:>9.1f}"
+    return (f"{name:<28}{bits:>8.2f}{size / 1e6:>9.2f}{text['kl_mean']:>10.4f}{100 * text['top1_agreement']:>9.1f}"
             f"{text['perplexity']:>12.2f}{speed['tokens_per_second']:>11.0f}")
 
 
@@ -52,7 +52,7 @@ def main():
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     print(f"Quantizing {model} with {CALIBRATION[3]} x {CALIBRATION[5]} tokens of text sampled from the model itself.\n")
-    print(f"{'':<22}{'bits/w':>8}{'MB':>9}{'KL':>10}{'top-1 %':>9}{'perplexity':>12}{'tokens/s':>11}", flush=True)
+    print(f"{'':<28}{'bits/w':>8}{'MB':>9}{'KL':>10}{'top-1 %':>9}{'perplexity':>12}{'tokens/s':>11}", flush=True)
     text, speed = measure(ballast, model, model)
     print(row("float16", 16, folder_bytes(model), text, speed), flush=True)
     for bits, group in BITS:
