@@ -2,7 +2,7 @@
 """Writes the reference data under tests/golden from independent implementations. The files are committed, so this is
 needed only to change them. Needs torch, transformers, safetensors (versions last used: 2.15, 5.23, 0.8).
 
-usage: make_golden.py OUT_DIR [--shared DIR]     e.g. tools/make_golden.py tests/golden --shared ../shared
+usage: make_golden.py OUT_DIR [--shared DIR]     e.g. tools/make_golden.py tests/golden --shared DIR
 """
 
 import argparse

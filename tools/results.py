@@ -27,8 +27,14 @@ FORMS = {
     "GPTQ + joint": ["--compensate", "joint", "--no-correct-drift"],
     "GPTQ + joint + drift (default)": ["--compensate", "joint", "--correct-drift"],
 }
-WIDTHS = [("W3 per row", ["--bits", "3"]), ("W2 g64", ["--bits", "2", "--group-size", "64"])]
-SHORT = ["GPTQ", "GPTQ + channel", "GPTQ + joint", "GPTQ + joint + drift (default)"]  # for the other calibration texts
+ALL = [name for name in FORMS if name not in ("RTN + channel + drift", "GPTQ + channel + drift")]
+SHORT = ["GPTQ", "GPTQ + joint", "GPTQ + joint + drift (default)"]
+# Title, flags, and the forms measured with each calibration text. C4 rows get the whole test set as well.
+TABLES = [
+    ("W3 per row", ["--bits", "3"], {"C4": ALL, "Wikipedia": SHORT, "self": SHORT}),
+    ("W2 g64", ["--bits", "2", "--group-size", "64"],
+     {"C4": [name for name in ALL if name != "GPTQ + position"], "Wikipedia": SHORT, "self": SHORT}),
+]
 
 
 def run(ballast, *arguments):
@@ -47,6 +53,18 @@ def processor():
     return platform.machine()
 
 
+def measure(ballast, model, text, folder, source, path, name, flags):
+    report = run(ballast, "quantize", "-m", model, "-o", folder, *flags, *FORMS[name], "--calibration", path, "--samples", SAMPLES,
+                 "--length", LENGTH, "--seed", SEED, "--force")
+    whole = f"{perplexity(ballast, folder, text)['perplexity']:.2f}" if source == "C4" else "–"
+    near = perplexity(ballast, folder, text, "--reference", model, "--chunks", KL_WINDOWS)
+    layers = report["layers"]
+    before, after = (100 * sum(layer[key] for layer in layers) / len(layers) for key in ("error_before", "error_after"))
+    return (f"| {name} | {source} | {report['bits_per_weight']:.2f} | {whole} | {near['kl_mean']:.4f} ± "
+            f"{near['kl_standard_error']:.4f} | {100 * near['top1_agreement']:.1f} | {before:.2f} | {after:.2f} | "
+            f"{report['seconds']:.0f} |")
+
+
 def main():
     if len(sys.argv) != 5:
         sys.exit(__doc__)
@@ -61,29 +79,17 @@ def main():
              f"{SEED}. Perplexity: WikiText-2 test, GPTQ's protocol, {reference['windows']} windows of {reference['context']}; float "
              f"{reference['perplexity']:.2f}. KL divergence (nats, ± standard error) and top-1 agreement with the float model: the first "
              f"{KL_WINDOWS} windows. Errors are the mean over layers of E‖(W − Q)x − c‖² / E‖Wx‖² on the calibration inputs, in per "
-             "cent, without and with the compensation c.", ""]
+             "cent, without and with the compensation c."]
     with tempfile.TemporaryDirectory() as scratch:
-        for width, flags in WIDTHS:
-            lines += [f"## {width}", "",
+        for title, flags, forms in TABLES:
+            lines += ["", f"## {title}", "",
                       "| method | calibration | bits/weight | perplexity | KL | top-1 % | error | compensated | seconds |",
                       "|---|---|---|---|---|---|---|---|---|"]
-            for source, path in sources.items():
-                for name, form in FORMS.items():
-                    if source != "C4" and name not in SHORT:
-                        continue
-                    folder = pathlib.Path(scratch) / "model"
-                    report = run(ballast, "quantize", "-m", model, "-o", folder, *flags, *form, "--calibration", path, "--samples",
-                                 SAMPLES, "--length", LENGTH, "--seed", SEED, "--force")
-                    whole = perplexity(ballast, folder, text)["perplexity"] if source == "C4" else None
-                    near = perplexity(ballast, folder, text, "--reference", model, "--chunks", KL_WINDOWS)
-                    layers = report["layers"]
-                    before, after = (100 * sum(layer[key] for layer in layers) / len(layers) for key in ("error_before", "error_after"))
-                    lines.append(f"| {name} | {source} | {report['bits_per_weight']:.2f} | {f'{whole:.2f}' if whole else '–'} | "
-                                 f"{near['kl_mean']:.4f} ± {near['kl_standard_error']:.4f} | {100 * near['top1_agreement']:.1f} | {before:.2f} | {after:.2f} | "
-                                 f"{report['seconds']:.0f} |")
+            for source, names in forms.items():
+                for name in names:
+                    lines.append(measure(ballast, model, text, pathlib.Path(scratch) / "model", source, sources[source], name, flags))
                     print(lines[-1], flush=True)
-            lines.append("")
-            output.write_text("\n".join(lines), encoding="utf-8")
+                    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
