@@ -18,8 +18,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+try:
+    import torch
+    from safetensors.torch import save_file
+except ImportError as missing:
+    sys.exit(f"convert_checkpoint: needs the Python package {missing.name}: pip install torch safetensors numpy")
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 OUTPUT, OUTPUT_INDEX = "model.safetensors", "model.safetensors.index.json"

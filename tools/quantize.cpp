@@ -200,22 +200,27 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   auto options = std::make_shared<QuantizeOptions>();
   Recipe& recipe = options->recipe;
   CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 2, 3, 4 or 8 bits, without training");
-  app->add_option("-m,--model", options->model, "Folder of the float model")->required();
-  app->add_option("-o,--output", options->output, "Folder to write");
-  app->add_option("--bits", recipe.grid.bits, "Bits per weight: 2, 3, 4 or 8")->required();
-  app->add_option("--group-size", recipe.grid.group_size, "Columns that share a scale; 0: the whole row")
+  const auto option = [app](const char* flag, auto& value, const char* type, const char* help) {
+    return app->add_option(flag, value, help)->type_name(type);
+  };
+  option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
+  option("-o,--output", options->output, "DIR", "Folder to write");
+  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8")->required();
+  option("--group-size", recipe.grid.group_size, "N", "Columns that share a scale; 0: the whole row")
       ->capture_default_str();
   app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
-  app->add_option("--method", recipe.method, "rtn (round to nearest) or gptq (error feedback)")
+  option("--method", recipe.method, "NAME", "rtn (round to nearest) or gptq (error feedback)")
       ->capture_default_str();
-  app->add_option("--compensate", options->compensation,
-                  "none; channel: mean output error into the bias; joint: codes for centred inputs, then "
-                  "channel; position: "
-                  "channel plus a vector per position. Default: joint with gptq, channel with rtn");
-  app->add_flag("--correct-drift,!--no-correct-drift", options->correct_drift,
-                "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
-  app->add_option("--damping", recipe.damping,
-                  "Share of the mean diagonal added to the Hessian; raised by itself on failure")
+  option("--compensate", options->compensation, "NAME",
+         "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; "
+         "position: channel "
+         "plus a vector per position. Default: joint with gptq, channel with rtn");
+  // A plain flag on an optional would be set to false where the flag is absent.
+  app->add_flag_function(
+      "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
+      "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
+  option("--damping", recipe.damping, "X",
+         "Share of the mean diagonal added to the Hessian; raised by itself on failure")
       ->capture_default_str();
   app->add_flag("--act-order", recipe.act_order, "Columns by descending input power; implies static groups");
   app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
@@ -223,22 +228,22 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
                 "All statistics of a block from one pass over the unquantized block, as GPTQ's paper does");
   app->add_flag("--clip-search", recipe.grid.clip_search,
                 "Search the range of each group for the least rounding error");
-  app->add_option("--range-shrink", recipe.grid.range_shrink, "Factor on each group's range")
+  option("--range-shrink", recipe.grid.range_shrink, "X", "Factor on each group's range")
       ->capture_default_str();
-  app->add_option("--head-bits", recipe.head_bits,
-                  "Also quantize the head (and the embedding tied to it); 0: leave it")
+  option("--head-bits", recipe.head_bits, "N",
+         "Also quantize the head (and the embedding tied to it); 0: leave it")
       ->capture_default_str();
-  app->add_option("--override", options->overrides,
-                  "PATTERN=BITS[:GROUP] for modules whose name matches; repeatable");
-  app->add_option("--skip", options->skips, "Leave modules whose name matches in float; repeatable");
-  app->add_option("--calibration", options->calibration, "Text file, or self: text sampled from the model")
+  option("--override", options->overrides, "RULE",
+         "REGEX=BITS[:GROUP] for modules whose name matches; repeatable");
+  option("--skip", options->skips, "REGEX", "Leave modules whose name matches in float; repeatable");
+  option("--calibration", options->calibration, "FILE", "Text file, or self: text sampled from the model")
       ->capture_default_str();
-  app->add_option("--dataset", options->dataset, "How the file becomes one text: text, wikitext2, ptb")
+  option("--dataset", options->dataset, "NAME", "How the file becomes one text: text, wikitext2, ptb")
       ->capture_default_str();
-  app->add_option("--samples", options->samples, "Calibration sequences")->capture_default_str();
-  app->add_option("--length", options->length, "Tokens in each; 0: min(2048, the model's context)")
+  option("--samples", options->samples, "N", "Calibration sequences")->capture_default_str();
+  option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();
-  app->add_option("--seed", options->seed, "Of the calibration sample")->capture_default_str();
+  option("--seed", options->seed, "N", "Of the calibration sample")->capture_default_str();
   app->add_flag("--force", options->force, "Overwrite the output; quantize a quantized model again");
   app->add_flag("--dry-run", options->dry_run, "Only say what would come out");
   app->add_flag("--json", options->json, "Print the report as JSON");

@@ -189,7 +189,7 @@ CheckpointWriter::CheckpointWriter(fs::path folder, const Options& options)
   const auto old = checkpoint_files(state_->folder);
   if (!old.empty() && !options.overwrite)
     throw Error(str(state_->folder.string(), ": already holds ", old[0],
-                    "; choose another folder or ask to overwrite"));
+                    "; choose another folder, or overwrite it with --force"));
   state_->temporary.emplace(state_->folder / kTemporary);
   state_->guarded([&] { state_->spool.emplace(state_->temporary->path() / "spool"); });
 }
