@@ -14,7 +14,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     const double in = double(layer.in_features()), out = double(layer.out_features());
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
-    const double group = grid.group_size == 0 ? in : std::min(in, double(grid.group_size));
+    const double group = double(grid.group_size);
     const double per_weight = grid.bits + (16 + grid.bits) / group;
     ++plan.modules;
     plan.weights += int64_t(in * out);
@@ -42,15 +42,15 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
           if (at != std::string::npos)
             layer->name =
                 original.substr(0, at) + str("layers.", index, ".") + original.substr(at + first.size());
-          count(*layer, recipe.grid_for(layer->name), layer != layers.front() && layer != layers.back());
+          count(*layer, recipe.grid_for(layer->name, layer->in_features()),
+                layer != layers.front() && layer != layers.back());
           layer->name = original;
         }
       }
   }
   if (recipe.head_bits) {
-    GridOptions grid = recipe.grid;
-    grid.bits = recipe.head_bits;
-    count(model.lm_head(), grid, false);
+    const nn::Linear& head = model.lm_head();
+    count(head, recipe.head_grid(head.name, head.in_features()), false);
   }
   plan.bits_per_weight = plan.weights > 0 ? bits / double(plan.weights) : 0;
   const uint64_t streams =

@@ -211,17 +211,13 @@ std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
 void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& input, const Statistics* reference,
                                bool in_block) {
   const Clock::time_point start = Clock::now();
-  GridOptions grid = job_.recipe.grid_for(layer.name);
-  if (!in_block) grid.bits = job_.recipe.head_bits;
+  const int64_t in = layer.in_features();
+  const GridOptions grid =
+      in_block ? job_.recipe.grid_for(layer.name, in) : job_.recipe.head_grid(layer.name, in);
   if (grid.bits == 0) {
     report_.kept_float.push_back(layer.name);
     return;
   }
-  const int64_t in = layer.in_features();
-  if (grid.group_size == 0 || grid.group_size >= in) grid.group_size = in;
-  if (in % grid.group_size != 0)
-    throw Error(
-        str("--group-size ", grid.group_size, " does not divide the ", in, " inputs of ", layer.name));
   const std::vector<float> weight = float_weight(layer);
   LayerSolution solution;
   try {

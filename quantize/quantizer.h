@@ -33,7 +33,7 @@ struct QuantizeJob {
 /// that does not divide a layer, or a second moment that cannot be factored.
 QuantizeReport quantize_model(const QuantizeJob& job);
 
-/// What the job would produce, from shapes alone.
+/// What the job would produce, from shapes alone. Error when a group size does not divide a layer.
 struct QuantizePlan {
   int64_t modules = 0;
   int64_t weights = 0;             ///< in the modules to be quantized

@@ -15,6 +15,14 @@ bool known_bits(int bits) {
   return bits == 2 || bits == 3 || bits == 4 || bits == 8;
 }
 
+GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_features) {
+  if (grid.group_size == 0 || grid.group_size > in_features) grid.group_size = in_features;
+  if (grid.bits != 0 && in_features % grid.group_size != 0)
+    throw Error(
+        str("--group-size ", grid.group_size, " does not divide the ", in_features, " inputs of ", module));
+  return grid;
+}
+
 }  // namespace
 
 const char* name_of(Compensation compensation) {
@@ -57,7 +65,7 @@ void Recipe::check() const {
       throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", expected 2, 3, 4 or 8"));
 }
 
-GridOptions Recipe::grid_for(const std::string& module) const {
+GridOptions Recipe::grid_for(const std::string& module, int64_t in_features) const {
   GridOptions out = grid;
   for (const LayerOverride& rule : overrides) {
     if (!std::regex_search(module, rule.regex)) continue;
@@ -65,7 +73,13 @@ GridOptions Recipe::grid_for(const std::string& module) const {
     out.bits = rule.bits;
     if (rule.group_size >= 0) out.group_size = rule.group_size;
   }
-  return out;
+  return resolved(out, module, in_features);
+}
+
+GridOptions Recipe::head_grid(const std::string& module, int64_t in_features) const {
+  GridOptions out = grid;
+  out.bits = head_bits;
+  return resolved(out, module, in_features);
 }
 
 }  // namespace ballast

@@ -54,8 +54,11 @@ struct Recipe {
 
   /// Error for a value out of range or a combination that makes no sense, with the reason.
   void check() const;
-  /// The grid for one module, or bits 0 when it stays in float.
-  GridOptions grid_for(const std::string& module) const;
+  /// The grid for one module of a block with its group size resolved (1 … in_features), or bits 0 when it
+  /// stays in float. Error when the group size does not divide in_features.
+  GridOptions grid_for(const std::string& module, int64_t in_features) const;
+  /// The same for the head.
+  GridOptions head_grid(const std::string& module, int64_t in_features) const;
 };
 
 }  // namespace ballast

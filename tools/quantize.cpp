@@ -147,8 +147,9 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   const int64_t length = options.length > 0 ? options.length : std::min<int64_t>(2048, longest);
   if (length < 2 || length > longest)
     throw Error(fmt::format("--length is {}, expected 2 to the model's context, {}", length, longest));
-  if (options.dry_run)
-    return show_plan(options, plan_quantization(checkpoint, *model, recipe, options.samples, length), recipe);
+  // Planned in any case: what cannot be quantized is refused before calibration takes its time.
+  const QuantizePlan plan = plan_quantization(checkpoint, *model, recipe, options.samples, length);
+  if (options.dry_run) return show_plan(options, plan, recipe);
 
   refuse_same_folder(options);
   CheckpointWriter writer(options.output, {.overwrite = options.force});

@@ -1,6 +1,8 @@
 // `ballast quantize` from outside.
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "tests/tools/run_ballast.h"
 
 namespace ballast {
@@ -95,15 +97,21 @@ TEST(QuantizeCommand, WrongArgumentsAreNamed) {
       {{"--bits", "4", "--override", "fc1=x"}, "\"x\" is not a whole number"},
       {{"--bits", "4", "--skip", "("}, "is not a regular expression"},
       {{"--bits", "4", "--damping", "nan"}, "--damping"},
-      {{"--bits", "4", "--calibration", "no-such-file"}, "no-such-file"},
   };
   for (const auto& wrong : cases) {
     EXPECT_TRUE(refused(ballast(quick(folder / "out", wrong.flags)), wrong.part))
         << testing::PrintToString(wrong.flags);
     EXPECT_FALSE(std::filesystem::exists(folder / "out" / "config.json"));
   }
-  EXPECT_TRUE(refused(ballast(quick(folder / "out", {"--bits", "4", "--length", "100000"})),
-                      "the model's context, 512"));
+  const std::vector<std::string> start = {"quantize", "-m", kDemo, "-o", (folder / "out").string(),
+                                          "--bits",   "4"};
+  for (const auto& [flag, value, part] : {std::array{"--calibration", "no-such-file", "no-such-file"},
+                                          std::array{"--length", "100000", "the model's context, 512"},
+                                          std::array{"--samples", "0", "--samples is 0"}}) {
+    auto arguments = start;
+    arguments.insert(arguments.end(), {flag, value});
+    EXPECT_TRUE(refused(ballast(arguments), part));
+  }
 }
 
 TEST(QuantizeCommand, InterruptedRunsLeaveNothingLoadable) {
