@@ -1,9 +1,7 @@
 // Errors and contracts.
-//   Error   outside input is wrong (a file, a flag, a request). The message names the object, what was
-//   expected
-//           and what was got; it is caught in main and in the request handler only.
-//   CHECK   a contract inside the program is broken. Always on. Throws ContractError with the expression's
-//   text.
+//   Error   outside input is wrong (a file, a flag, a request). The message names the object, what was expected and
+//           what was got; it is caught in main and in the request handler only.
+//   CHECK   a contract inside the program is broken. Always on. Throws ContractError with the expression's text.
 #pragma once
 
 #include <sstream>

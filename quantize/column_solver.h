@@ -1,8 +1,8 @@
 // Column-by-column rounding with error feedback (GPTQ, arXiv 2210.17323, §3, algorithm 1): what GPTQ, SpQR
 // and BiLLM share.
 //
-// For the second moment H of a layer's inputs and H⁻¹ = UᵀU with U upper triangular, columns are taken in
-// turn:
+// For the second moment H of a layer's inputs and H⁻¹ = UᵀU with U upper triangular, columns
+// are taken in turn:
 //   e = (w_i − q_i) / U_ii,   w_j −= e · U_ij for j > i
 // inside a block of columns at once, and for the columns behind the block by one product (equation 4).
 #pragma once

@@ -1,13 +1,11 @@
 // Perplexity of a model on a token sequence, exp of the mean negative log-likelihood, by the two protocols in
 // use; and how far a model is from a reference (usually its float original) on the same windows.
 //
-//   gptq      windows of `context` tokens laid end to end over the text, the rest dropped; every token of a
-//   window but the
-//             first is a target (arXiv 2210.17323, its evaluation code). The text is tokenized once, so only
-//             the first window starts with the beginning-of-text token.
-//   llamacpp  as above, but each window's first token is replaced by the beginning-of-text token and only its
-//   second half
-//             is scored: targets from context/2 + 1 on (llama.cpp's perplexity tool).
+//   gptq      windows of `context` tokens laid end to end over the text, the rest dropped; every token of a window but
+//             the first is a target (arXiv 2210.17323, its evaluation code). The text is tokenized once, so only the
+//             first window starts with the beginning-of-text token.
+//   llamacpp  as above, but each window's first token is replaced by the beginning-of-text token and only its second
+//             half is scored: targets from context/2 + 1 on (llama.cpp's perplexity tool).
 // Figures of the two differ and must not be compared.
 #pragma once
 

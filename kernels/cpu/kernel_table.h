@@ -12,8 +12,8 @@ enum class TileKind : uint8_t { f32, f16, bf16, affine2, affine3, affine4, affin
 
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
-///   affine           per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 f16 scales], [16
-///   u8 zeros]
+///   affine           per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 f16 scales],
+///                    [16 u8 zeros]
 /// Rows beyond out_features are zero.
 struct TiledWeight {
   const uint8_t* data;
