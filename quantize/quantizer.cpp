@@ -1,5 +1,6 @@
 #include "quantize/quantizer.h"
 
+#include <array>
 #include <chrono>
 #include <cmath>
 
@@ -17,12 +18,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// The shared input of one or more layers, in both streams.
-struct ObservedInput {
-  Statistics quantized;
-  std::optional<Statistics> reference;
-};
 
 class Quantizer {
  public:
@@ -45,10 +40,11 @@ class Quantizer {
  private:
   void quantize_block(int64_t index);
   void quantize_head();
-  std::vector<ObservedInput> observe_whole(nn::Block& block);
-  ObservedInput observe(nn::Branch& branch, nn::Branch* float_branch, bool contract);
-  Statistics gather(HiddenStream& stream, nn::Branch& branch, bool contract, bool moments);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const ObservedInput& input, bool in_block);
+  std::vector<Statistics> observe_whole(nn::Block& block);
+  Statistics gather(nn::Branch& branch, bool contract);
+  std::array<Statistics, 2> advance_reference(nn::Branch& branch);
+  void quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
+                       const Statistics* reference, bool in_block);
   void quantize_layer(nn::Linear& layer, LayerInput& input, const Statistics* reference, bool in_block);
   std::vector<float> float_weight(const nn::Linear& layer) const;
   OutputView kept_rows(const HiddenStream::Part& part) const {
@@ -81,12 +77,12 @@ QuantizeReport Quantizer::run() {
   return report_;
 }
 
-Statistics Quantizer::gather(HiddenStream& stream, nn::Branch& branch, bool contract, bool moments) {
+Statistics Quantizer::gather(nn::Branch& branch, bool contract) {
   const nn::Linear& layer = contract ? branch.contract() : *branch.expand().front();
-  Statistics statistics(layer.in_features(), positions_, moments);
+  Statistics statistics(layer.in_features(), positions_, true);
   StatisticsObserver observer(
       job_.backend, [&](const nn::Linear& seen) { return &seen == &layer ? &statistics : nullptr; });
-  stream.for_each_part(&observer, [&](const HiddenStream::Part& part) {
+  stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
     const TensorView x = branch.expand_input(part.context, part.hidden);
     if (!contract) return;
     const TensorView u = branch.contract_input(part.context, x);
@@ -95,26 +91,33 @@ Statistics Quantizer::gather(HiddenStream& stream, nn::Branch& branch, bool cont
   return statistics;
 }
 
-ObservedInput Quantizer::observe(nn::Branch& branch, nn::Branch* float_branch, bool contract) {
-  ObservedInput input{gather(stream_, branch, contract, true), std::nullopt};
-  if (float_branch) input.reference = gather(*reference_, *float_branch, contract, false);
-  return input;
+// The float weights do not change on the way, so one pass sees both inputs and moves the reference stream on.
+std::array<Statistics, 2> Quantizer::advance_reference(nn::Branch& branch) {
+  const nn::Linear *expand = branch.expand().front(), *contract = &branch.contract();
+  std::array<Statistics, 2> means{Statistics(expand->in_features(), positions_, false),
+                                  Statistics(contract->in_features(), positions_, false)};
+  StatisticsObserver observer(job_.backend, [&](const nn::Linear& seen) {
+    return &seen == expand ? &means[0] : &seen == contract ? &means[1] : nullptr;
+  });
+  reference_->for_each_part(
+      &observer, [&](const HiddenStream::Part& part) { branch.forward(part.context, part.hidden); });
+  return means;
 }
 
 // The paper's way: every layer of the block sees what the unquantized block computes from the quantized
 // prefix.
-std::vector<ObservedInput> Quantizer::observe_whole(nn::Block& block) {
-  std::vector<ObservedInput> inputs;
+std::vector<Statistics> Quantizer::observe_whole(nn::Block& block) {
+  std::vector<Statistics> inputs;
   std::vector<const nn::Linear*> layers;
   for (const auto& branch : block.branches)
     for (const nn::Linear* layer : {static_cast<const nn::Linear*>(branch->expand().front()),
                                     static_cast<const nn::Linear*>(&branch->contract())}) {
       layers.push_back(layer);
-      inputs.push_back({Statistics(layer->in_features(), positions_, true), std::nullopt});
+      inputs.emplace_back(layer->in_features(), positions_, true);
     }
   StatisticsObserver observer(job_.backend, [&](const nn::Linear& seen) -> Statistics* {
     for (size_t i = 0; i < layers.size(); ++i)
-      if (layers[i] == &seen) return &inputs[i].quantized;
+      if (layers[i] == &seen) return &inputs[i];
     return nullptr;
   });
   stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
@@ -128,34 +131,28 @@ std::vector<ObservedInput> Quantizer::observe_whole(nn::Block& block) {
 void Quantizer::quantize_block(int64_t index) {
   const std::unique_ptr<nn::Block> block = job_.model.make_block(index);
   const std::unique_ptr<nn::Block> float_block = reference_ ? job_.model.make_block(index) : nullptr;
-  std::vector<ObservedInput> whole;
+  std::vector<Statistics> whole;
   if (job_.recipe.one_pass) whole = observe_whole(*block);
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
-    nn::Branch* float_branch = float_block ? float_block->branches[i].get() : nullptr;
     const int64_t width = branch.contract().in_features();
     // Without a reference stream its room holds the contract layer's inputs where they are no wider:
     // attention, the dearest part, then runs once.
     if (!reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
       kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_.rows(), width});
+    std::optional<std::array<Statistics, 2>> float_means;
+    if (float_block) float_means = advance_reference(*float_block->branches[i]);
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = contract ? std::vector{&branch.contract()} : branch.expand();
-      if (job_.recipe.one_pass) {
-        ObservedInput input = std::move(whole[2 * i + size_t(contract)]);
-        if (float_branch) input.reference = gather(*reference_, *float_branch, contract, false);
-        quantize_layers(layers, input, true);
-      } else {
-        quantize_layers(layers, observe(branch, float_branch, contract), true);
-      }
+      const Statistics input =
+          job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)]) : gather(branch, contract);
+      quantize_layers(layers, input, float_means ? &(*float_means)[size_t(contract)] : nullptr, true);
     }
     stream_.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
       if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
       branch.forward(part.context, part.hidden);
     });
     kept_inputs_ = Tensor();
-    if (!float_branch) continue;
-    reference_->for_each_part(
-        nullptr, [&](const HiddenStream::Part& part) { float_branch->forward(part.context, part.hidden); });
   }
 }
 
@@ -169,20 +166,21 @@ void Quantizer::quantize_head() {
         &observer, [&](const HiddenStream::Part& part) { job_.model.head_input(part.context, part.hidden); });
     return statistics;
   };
-  ObservedInput input{input_of_head(stream_, true), std::nullopt};
-  if (reference_) input.reference = input_of_head(*reference_, false);
-  quantize_layers({&head}, input, false);
+  const Statistics input = input_of_head(stream_, true);
+  std::optional<Statistics> reference;
+  if (reference_) reference = input_of_head(*reference_, false);
+  quantize_layers({&head}, input, reference ? &*reference : nullptr, false);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const ObservedInput& input,
-                                bool in_block) {
-  LayerInput shared(job_.backend, input.quantized,
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
+                                const Statistics* reference, bool in_block) {
+  LayerInput shared(job_.backend, input,
                     {.damping = job_.recipe.damping,
                      .act_order = job_.recipe.act_order,
                      .centred = job_.recipe.compensation == Compensation::joint},
                     layers.front()->name);
   for (nn::Linear* layer : layers) {
-    quantize_layer(*layer, shared, input.reference ? &*input.reference : nullptr, in_block);
+    quantize_layer(*layer, shared, reference, in_block);
     job_.progress({++done_, total_, layer->name});
   }
 }
