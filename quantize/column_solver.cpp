@@ -18,26 +18,13 @@ bool natural(const std::vector<int32_t>& order) {
 
 }  // namespace
 
-std::vector<double> hessian_of(const Statistics& statistics, bool centred) {
-  CHECK(!statistics.moment.empty() && statistics.count > 0);
-  std::vector<double> h(statistics.moment);
-  const double scale = 1 / double(statistics.count);
-  for (double& value : h) value *= scale;
-  if (!centred) return h;
-  const std::vector<double> mean = statistics.mean();
-  const int64_t n = statistics.features;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) h[size_t(i * n + j)] -= mean[size_t(i)] * mean[size_t(j)];
-  return h;
-}
-
-InverseFactor factorize(Backend& backend, const Statistics& statistics, const FactorOptions& options,
+InverseFactor factorize(Backend& backend, const Curvature& curvature, const FactorOptions& options,
                         const std::string& layer) {
-  const int64_t n = statistics.features;
-  const std::vector<double> h = hessian_of(statistics, options.centred);
+  const int64_t n = curvature.size;
+  const std::vector<double>& h = curvature.h;
   InverseFactor factor;
   factor.size = n;
-  factor.dead.resize(size_t(n));
+  factor.dead = curvature.dead;
   double trace = 0;
   std::vector<double> diagonal(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
@@ -45,7 +32,6 @@ InverseFactor factorize(Backend& backend, const Statistics& statistics, const Fa
     if (!std::isfinite(value))
       throw Error(
           str(layer, ": the second moment of input ", i, " is not finite; the model's activations overflow"));
-    factor.dead[size_t(i)] = statistics.moment[size_t(i * n + i)] == 0;
     diagonal[size_t(i)] = factor.dead[size_t(i)] ? 1 : std::max(value, 0.0);
     trace += diagonal[size_t(i)];
   }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "quantize/statistics.h"
+#include "quantize/curvature.h"
 
 namespace ballast {
 
@@ -28,15 +28,11 @@ struct InverseFactor {
 struct FactorOptions {
   double damping = 0.01;
   bool act_order = false;  ///< columns by descending diag H
-  bool centred = false;    ///< use E[xxᵀ] − E[x]E[x]ᵀ
 };
-
-/// E[xxᵀ], or the covariance when centred; f64 [features, features].
-std::vector<double> hessian_of(const Statistics& statistics, bool centred);
 
 /// Dead columns get 1 on the diagonal; when H is not positive definite the damping is raised tenfold, up to
 /// 10; then Error naming `layer`. Error as well when a moment is not finite.
-InverseFactor factorize(Backend& backend, const Statistics& statistics, const FactorOptions& options,
+InverseFactor factorize(Backend& backend, const Curvature& curvature, const FactorOptions& options,
                         const std::string& layer);
 
 /// Rounds one weight. `row` and `column` are original indices; `weight` has had earlier errors fed back into

@@ -6,27 +6,30 @@
 #include <span>
 #include <string>
 
-#include "kernels/encodings/affine.h"
+#include "kernels/encodings/quantized_matrix.h"
 #include "quantize/column_solver.h"
 #include "quantize/recipe.h"
 
 namespace ballast {
 
-/// What is known about the input that one or more layers share. Factored at most once.
+/// The curvature that one or more layers share. Factored at most once.
 class LayerInput {
  public:
-  LayerInput(Backend& backend, const Statistics& statistics, const FactorOptions& options, std::string layer)
-      : backend_(backend), statistics_(statistics), options_(options), layer_(std::move(layer)) {}
+  LayerInput(Backend& backend, Curvature curvature, const FactorOptions& options, std::string layer)
+      : backend_(backend),
+        curvature_(std::move(curvature)),
+        options_(options),
+        layer_(std::move(layer)) {}
 
-  const Statistics& statistics() const { return statistics_; }
+  const Curvature& curvature() const { return curvature_; }
   const InverseFactor& factor() {
-    if (!factor_) factor_ = factorize(backend_, statistics_, options_, layer_);
+    if (!factor_) factor_ = factorize(backend_, curvature_, options_, layer_);
     return *factor_;
   }
 
  private:
   Backend& backend_;
-  const Statistics& statistics_;
+  Curvature curvature_;
   FactorOptions options_;
   std::string layer_;
   std::optional<InverseFactor> factor_;
@@ -43,7 +46,7 @@ struct LayerProblem {
 };
 
 struct LayerSolution {
-  AffineMatrix matrix;
+  QuantizedMatrix matrix;
   double damping = 0;
 };
 

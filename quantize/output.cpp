@@ -41,7 +41,8 @@ std::vector<float> QuantizedOutput::stored(const std::string& module, std::vecto
   return values;
 }
 
-void QuantizedOutput::add_matrix(const std::string& module, const AffineMatrix& matrix) {
+void QuantizedOutput::add_matrix(const std::string& module, const QuantizedMatrix& quantized) {
+  const AffineMatrix& matrix = std::get<AffineMatrix>(quantized);
   const bool fits = layout_holds(layout_, matrix.bits, matrix.out_features, matrix.in_features);
   const PackedLayout layout = fits ? layout_ : PackedLayout::pack_quantized;
   write_packed(writer_, module, matrix, layout, recipe_.grid.symmetric);

@@ -22,7 +22,7 @@ class QuantizedOutput {
   /// `values` as the file will hold them: rounded to the dtype that tensors beside `module`.weight have.
   std::vector<float> stored(const std::string& module, std::vector<float> values) const;
 
-  void add_matrix(const std::string& module, const AffineMatrix& matrix);
+  void add_matrix(const std::string& module, const QuantizedMatrix& matrix);
   /// `suffix` includes its dot: ".bias", ".compensation", …
   void add_vector(const std::string& module, const std::string& suffix, std::span<const float> values,
                   std::vector<int64_t> shape);

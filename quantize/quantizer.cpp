@@ -45,7 +45,8 @@ class Quantizer {
   std::array<Statistics, 2> advance_reference(nn::Branch& branch);
   void quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
                        const Statistics* reference, bool in_block);
-  void quantize_layer(nn::Linear& layer, LayerInput& input, const Statistics* reference, bool in_block);
+  void quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
+                      const Statistics* reference, bool in_block);
   std::vector<float> float_weight(const nn::Linear& layer) const;
   OutputView kept_rows(const HiddenStream::Part& part) const {
     return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
@@ -174,13 +175,12 @@ void Quantizer::quantize_head() {
 
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
                                 const Statistics* reference, bool in_block) {
-  LayerInput shared(job_.backend, input,
-                    {.damping = job_.recipe.damping,
-                     .act_order = job_.recipe.act_order,
-                     .centred = job_.recipe.compensation == Compensation::joint},
+  LayerInput shared(job_.backend,
+                    activation_curvature(input, job_.recipe.compensation == Compensation::joint),
+                    {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
   for (nn::Linear* layer : layers) {
-    quantize_layer(*layer, shared, reference, in_block);
+    quantize_layer(*layer, shared, input, reference, in_block);
     job_.progress({++done_, total_, layer->name});
   }
 }
@@ -206,8 +206,8 @@ std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
   return weight;
 }
 
-void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& input, const Statistics* reference,
-                               bool in_block) {
+void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
+                               const Statistics* reference, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid =
@@ -226,12 +226,12 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& input, const Stati
                                      .weight = weight,
                                      .grid = grid,
                                      .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
-                                     .input = &input});
+                                     .input = &shared});
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
-  const CompensationResult result = compensate(job_.backend, weight, solution.matrix, input.statistics(),
+  const CompensationResult result = compensate(job_.backend, weight, solution.matrix, input,
                                                reference, job_.recipe.compensation);
   output_.add_matrix(layer.name, solution.matrix);
   compensate_layer(layer, result, in_block);
@@ -240,12 +240,12 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& input, const Stati
                             .in_features = in,
                             .bits = grid.bits,
                             .group_size = grid.group_size,
-                            .bits_per_weight = solution.matrix.bits_per_weight(),
+                            .bits_per_weight = bits_per_weight(solution.matrix),
                             .error_before = result.error_before,
                             .error_after = result.error_after,
                             .damping = solution.damping,
                             .seconds = seconds_since(start)});
-  if (in_block) layer.weight = Weight::affine(job_.backend, solution.matrix);
+  if (in_block) layer.weight = Weight::quantized(job_.backend, solution.matrix);
 }
 
 void Quantizer::compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block) {

@@ -22,6 +22,11 @@ Weight Weight::affine(Backend& backend, const AffineMatrix& source) {
               source);
 }
 
+Weight Weight::quantized(Backend& backend, const QuantizedMatrix& source) {
+  if (const auto* matrix = std::get_if<AffineMatrix>(&source)) return affine(backend, *matrix);
+  throw Error("this encoding has no kernels yet");
+}
+
 int64_t Weight::out_features() const {
   return visit([](const auto& view) { return view.out_features; });
 }

@@ -5,7 +5,7 @@
 #include <variant>
 
 #include "engine/core/tensor.h"
-#include "kernels/encodings/affine.h"
+#include "kernels/encodings/quantized_matrix.h"
 #include "kernels/encodings/views.h"
 
 namespace ballast {
@@ -18,6 +18,7 @@ class Weight {
   /// `source`: host memory, f32, f16 or bf16 [out_features, in_features]; the dtype is kept.
   static Weight dense(Backend& backend, const TensorView& source);
   static Weight affine(Backend& backend, const AffineMatrix& source);
+  static Weight quantized(Backend& backend, const QuantizedMatrix& source);
 
   explicit operator bool() const { return bool(blob_); }
   const Encoding& encoding() const { return encoding_; }

@@ -34,8 +34,7 @@ class GridRounder final : public ColumnRounder {
 LayerSolution solve_gptq(Backend& backend, const LayerProblem& problem) {
   CHECK(problem.input);
   const InverseFactor& factor = problem.input->factor();
-  LayerSolution solution{empty_matrix(problem), factor.damping};
-  AffineMatrix& matrix = solution.matrix;
+  AffineMatrix matrix = empty_matrix(problem);
   GridRounder rounder(matrix, problem.grid);
   // One group per row: its grid belongs to the original row, as in the paper.
   const bool dynamic = !problem.static_groups && matrix.groups() > 1;
@@ -55,7 +54,7 @@ LayerSolution solve_gptq(Backend& backend, const LayerProblem& problem) {
                  .group_size = matrix.group_size,
                  .dynamic_groups = dynamic},
                 rounder);
-  return solution;
+  return {std::move(matrix), factor.damping};
 }
 
 }  // namespace ballast

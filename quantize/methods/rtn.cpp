@@ -5,8 +5,7 @@
 namespace ballast {
 
 LayerSolution solve_rtn(Backend& backend, const LayerProblem& problem) {
-  LayerSolution solution{empty_matrix(problem)};
-  AffineMatrix& matrix = solution.matrix;
+  AffineMatrix matrix = empty_matrix(problem);
   backend.parallel_for(problem.out_features, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t group = 0; group < matrix.groups(); ++group) {
@@ -17,7 +16,7 @@ LayerSolution solve_rtn(Backend& backend, const LayerProblem& problem) {
         for (size_t i = 0; i < weights.size(); ++i) matrix.codes[first + i] = uint8_t(grid.code(weights[i]));
       }
   });
-  return solution;
+  return {std::move(matrix)};
 }
 
 }  // namespace ballast

@@ -64,15 +64,15 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
 
 }  // namespace
 
-CompensationResult compensate(Backend& backend, std::span<const float> weight, const AffineMatrix& quantized,
+CompensationResult compensate(Backend& backend, std::span<const float> weight, const QuantizedMatrix& quantized,
                               const Statistics& input, const Statistics* reference, Compensation kind) {
-  const int64_t out = quantized.out_features, in = quantized.in_features;
+  const int64_t out = out_features(quantized), in = in_features(quantized);
   CHECK(int64_t(weight.size()) == out * in && input.features == in);
   std::vector<float> difference(weight.size());  // W − Q
   backend.parallel_for(out, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* d = difference.data() + row * in;
-      quantized.decode_row(row, d);
+      decode_row(quantized, row, d);
       for (int64_t i = 0; i < in; ++i) d[i] = weight[size_t(row * in + i)] - d[i];
     }
   });

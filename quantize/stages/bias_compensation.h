@@ -14,7 +14,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/encodings/affine.h"
+#include "kernels/encodings/quantized_matrix.h"
 #include "quantize/recipe.h"
 #include "quantize/statistics.h"
 
@@ -32,7 +32,7 @@ struct CompensationResult {
 
 /// `input`: of the stream that the quantized layer reads; `reference`: of the float stream, null unless drift
 /// is to be corrected. `weight`: the original, [out_features, in_features].
-CompensationResult compensate(Backend& backend, std::span<const float> weight, const AffineMatrix& quantized,
+CompensationResult compensate(Backend& backend, std::span<const float> weight, const QuantizedMatrix& quantized,
                               const Statistics& input, const Statistics* reference, Compensation kind);
 
 }  // namespace ballast

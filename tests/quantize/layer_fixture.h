@@ -10,6 +10,10 @@
 
 namespace ballast {
 
+inline AffineMatrix affine(const LayerSolution& solution) {
+  return std::get<AffineMatrix>(solution.matrix);
+}
+
 struct LayerFixture {
   int64_t out, in, tokens;
   std::unique_ptr<Backend> backend = find_backend({.device = "cpu"});

@@ -30,11 +30,11 @@ TEST(Gptq, EqualsRtnBitForBitOnIdentityHessian) {
   const Statistics statistics = identity(layer.in);
   for (int bits : {2, 3, 4, 8})
     for (int64_t group : {0, 32, 64, 96}) {
-      LayerInput input(*layer.backend, statistics, {}, "layer");
+      LayerInput input(*layer.backend, activation_curvature(statistics, false), {}, "layer");
       const LayerProblem problem = layer.problem(bits, group, &input);
       const LayerSolution gptq = solve_gptq(*layer.backend, problem),
                           rtn = solve_rtn(*layer.backend, problem);
-      expect_same(gptq.matrix, rtn.matrix);
+      expect_same(affine(gptq), affine(rtn));
     }
 }
 
@@ -42,10 +42,10 @@ TEST(Gptq, BeatsRtnOnCorrelatedInputs) {
   const LayerFixture layer(48, 160, 700, 2);
   for (int bits : {2, 3, 4})
     for (int64_t group : {0, 32, 80}) {
-      LayerInput input(*layer.backend, layer.statistics, {}, "layer");
+      LayerInput input(*layer.backend, activation_curvature(layer.statistics, false), {}, "layer");
       const LayerProblem problem = layer.problem(bits, group, &input);
-      const double gptq = layer.error(solve_gptq(*layer.backend, problem).matrix);
-      const double rtn = layer.error(solve_rtn(*layer.backend, problem).matrix);
+      const double gptq = layer.error(affine(solve_gptq(*layer.backend, problem)));
+      const double rtn = layer.error(affine(solve_rtn(*layer.backend, problem)));
       EXPECT_LT(gptq, 0.6 * rtn) << bits << " bits, groups of " << group;
     }
 }
@@ -53,7 +53,7 @@ TEST(Gptq, BeatsRtnOnCorrelatedInputs) {
 // The textbook form, one column at a time in f64 with an explicit inverse Hessian (paper, equation 2 and 3).
 AffineMatrix naive_gptq(const LayerFixture& layer, int bits, double damping) {
   const int64_t n = layer.in;
-  std::vector<double> h = hessian_of(layer.statistics, false);
+  std::vector<double> h = activation_curvature(layer.statistics, false).h;
   double trace = 0;
   for (int64_t i = 0; i < n; ++i) trace += h[size_t(i * n + i)];
   for (int64_t i = 0; i < n; ++i) h[size_t(i * n + i)] += damping * trace / double(n);
@@ -96,8 +96,8 @@ AffineMatrix naive_gptq(const LayerFixture& layer, int bits, double damping) {
 
 TEST(Gptq, AgreesWithTheTextbookForm) {
   const LayerFixture layer(24, 150, 600, 3);
-  LayerInput input(*layer.backend, layer.statistics, {.damping = 0.01}, "layer");
-  const AffineMatrix fast = solve_gptq(*layer.backend, layer.problem(3, 0, &input)).matrix;
+  LayerInput input(*layer.backend, activation_curvature(layer.statistics, false), {.damping = 0.01}, "layer");
+  const AffineMatrix fast = affine(solve_gptq(*layer.backend, layer.problem(3, 0, &input)));
   const AffineMatrix slow = naive_gptq(layer, 3, 0.01);
   EXPECT_EQ(fast.scales, slow.scales);
   int64_t different = 0;
@@ -110,11 +110,11 @@ TEST(Gptq, AgreesWithTheTextbookForm) {
 TEST(Gptq, GroupsWiderThanABlockAndActOrderWork) {
   const LayerFixture layer(16, 384, 900, 4);
   for (const bool act_order : {false, true}) {
-    LayerInput input(*layer.backend, layer.statistics, {.act_order = act_order}, "layer");
+    LayerInput input(*layer.backend, activation_curvature(layer.statistics, false), {.act_order = act_order}, "layer");
     LayerProblem problem = layer.problem(3, 192, &input);
     problem.static_groups = act_order;
-    const double gptq = layer.error(solve_gptq(*layer.backend, problem).matrix);
-    EXPECT_LT(gptq, 0.6 * layer.error(solve_rtn(*layer.backend, problem).matrix)) << act_order;
+    const double gptq = layer.error(affine(solve_gptq(*layer.backend, problem)));
+    EXPECT_LT(gptq, 0.6 * layer.error(affine(solve_rtn(*layer.backend, problem)))) << act_order;
   }
 }
 
@@ -124,10 +124,10 @@ TEST(Gptq, DeadInputsAreHarmless) {
   for (int64_t t = 0; t < layer.tokens; ++t) layer.x[size_t(t * 64 + 7)] = 0;
   statistics.add(*layer.backend, {layer.x.data(), DType::f32, {layer.tokens, 64}},
                  {layer.positions.data(), DType::i32, {layer.tokens}});
-  LayerInput input(*layer.backend, statistics, {}, "layer");
+  LayerInput input(*layer.backend, activation_curvature(statistics, false), {}, "layer");
   EXPECT_EQ(input.factor().dead[7], 1);
   EXPECT_EQ(input.factor().damping, 0.01);
-  const AffineMatrix matrix = solve_gptq(*layer.backend, layer.problem(4, 0, &input)).matrix;
+  const AffineMatrix matrix = affine(solve_gptq(*layer.backend, layer.problem(4, 0, &input)));
   EXPECT_EQ(matrix.value(3, 7), 0.0f);
   EXPECT_LT(layer.error(matrix), 0.01 * layer.power());
 }
@@ -138,7 +138,7 @@ TEST(Gptq, DampingRisesUntilTheFactorizationHoldsAndIsReported) {
   // Indefinite on purpose: eigenvalues 1 ± 1.2 and 1, 1.
   statistics.moment = {1, 1.2, 0, 0, 1.2, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1};
   const auto backend = find_backend({.device = "cpu"});
-  const InverseFactor factor = factorize(*backend, statistics, {.damping = 0.01}, "layer");
+  const InverseFactor factor = factorize(*backend, activation_curvature(statistics, false), {.damping = 0.01}, "layer");
   EXPECT_DOUBLE_EQ(factor.damping, 1);
 }
 
@@ -149,7 +149,7 @@ TEST(Gptq, NonFiniteOrHopelessMomentsNameTheLayer) {
   for (const double bad : {double(NAN), 1e9}) {
     statistics.moment = {1, bad, bad, std::isnan(bad) ? bad : 1};
     try {
-      factorize(*backend, statistics, {}, "model.layers.3.fc1");
+      factorize(*backend, activation_curvature(statistics, false), {}, "model.layers.3.fc1");
       FAIL() << bad;
     } catch (const Error& error) {
       EXPECT_TRUE(std::string(error.what()).starts_with("model.layers.3.fc1: ")) << error.what();

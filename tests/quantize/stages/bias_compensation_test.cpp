@@ -11,7 +11,7 @@ namespace {
 
 TEST(BiasCompensation, ReportsTheErrorsThatADirectComputationGives) {
   const LayerFixture layer(20, 96, 400, 11);
-  const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(3, 0)).matrix;
+  const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(3, 0)));
   const auto result =
       compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
   EXPECT_NEAR(result.error_before, layer.error(matrix) / layer.power(), 1e-4 * result.error_before);
@@ -21,7 +21,7 @@ TEST(BiasCompensation, ReportsTheErrorsThatADirectComputationGives) {
 
 TEST(BiasCompensation, ChannelIsTheBestConstant) {
   const LayerFixture layer(12, 64, 300, 12);
-  const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(2, 0)).matrix;
+  const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(2, 0)));
   const auto result =
       compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
   EXPECT_LT(result.error_after, result.error_before);
@@ -36,7 +36,7 @@ TEST(BiasCompensation, ChannelIsTheBestConstant) {
 
 TEST(BiasCompensation, NoneAddsNothing) {
   const LayerFixture layer(8, 64, 200, 13);
-  const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(3, 0)).matrix;
+  const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(3, 0)));
   const auto result =
       compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::none);
   for (float value : result.channel) EXPECT_EQ(value, 0);
@@ -50,8 +50,8 @@ TEST(BiasCompensation, JointBeatsGptqThenChannel) {
   for (uint64_t seed : {21, 22, 23, 24}) {
     const LayerFixture layer(32, 128, 600, seed, 0, 3.0f);
     for (const bool centred : {false, true}) {
-      LayerInput input(*layer.backend, layer.statistics, {.centred = centred}, "layer");
-      const AffineMatrix matrix = solve_gptq(*layer.backend, layer.problem(2, 0, &input)).matrix;
+      LayerInput input(*layer.backend, activation_curvature(layer.statistics, centred), {}, "layer");
+      const AffineMatrix matrix = affine(solve_gptq(*layer.backend, layer.problem(2, 0, &input)));
       const auto result =
           compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
       (centred ? joint : channel) += result.error_after;
@@ -69,7 +69,7 @@ TEST(BiasCompensation, PositionRowsAreDeviationsFromTheChannelPart) {
       for (int64_t i = 0; i < layer.in; ++i) layer.x[size_t(t * layer.in + i)] += 4;
   statistics.add(*layer.backend, {layer.x.data(), DType::f32, {layer.tokens, layer.in}},
                  {layer.positions.data(), DType::i32, {layer.tokens}});
-  const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(2, 0)).matrix;
+  const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(2, 0)));
   const auto result =
       compensate(*layer.backend, layer.weight, matrix, statistics, nullptr, Compensation::position);
   ASSERT_EQ(result.positions, period);
@@ -101,7 +101,7 @@ TEST(BiasCompensation, DriftAddsWhatTheFloatInputsMeansDiffer) {
   Statistics reference(layer.in, 0, false);
   reference.add(*layer.backend, {shifted.x.data(), DType::f32, {layer.tokens, layer.in}},
                 {layer.positions.data(), DType::i32, {layer.tokens}});
-  const AffineMatrix matrix = solve_rtn(*layer.backend, layer.problem(4, 0)).matrix;
+  const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(4, 0)));
   const auto plain =
       compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
   const auto drift =
