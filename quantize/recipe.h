@@ -28,6 +28,13 @@ struct GridOptions {
   double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1]
 };
 
+/// Order in which coordinate descent visits the columns of a row.
+enum class ColumnOrder : uint8_t {
+  natural,  ///< as stored
+  blocks,   ///< blocks of columns by descending input power, inside a block as greedy
+  greedy,   ///< by descending ‖x_j‖·|w_j|, each row its own (arXiv 2403.07134, §3); many times slower
+};
+
 /// Another width or group size, or none at all, for the modules whose name matches.
 struct LayerOverride {
   std::string pattern;  ///< ECMAScript regular expression searched in the module name
