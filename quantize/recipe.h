@@ -57,6 +57,7 @@ struct Recipe {
       false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
 
   Compensation compensation = Compensation::joint;
+  bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
   /// Error for a value out of range or a combination that makes no sense, with the reason.
