@@ -6,6 +6,7 @@
 
 #include "kernels/encodings/quantized_matrix.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/cross_entropy.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/factorize.h"
 #include "kernels/ops/gather.h"
@@ -60,6 +61,12 @@ class Backend {
   /// False when h is not positive definite (to working precision) or not finite.
   virtual bool run(const FactorizeInverse& op) = 0;
   virtual void run(const RankUpdate& op) = 0;
+
+  // Steps back; the rest of the way is SecondMoment and RankUpdate.
+  virtual void run(const ActivationBackward& op) = 0;
+  virtual void run(const LayerNormBackward& op) = 0;
+  virtual void run(const AttentionBackward& op) = 0;
+  virtual void run(const CrossEntropyBackward& op) = 0;
 
   /// Calls body(begin, end) on parts of [0, count), in parallel on the host; used by solvers whose rows are
   /// independent.

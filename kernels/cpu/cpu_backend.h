@@ -58,6 +58,10 @@ class CpuBackend final : public Backend {
   void run(const SecondMoment& op) override;
   bool run(const FactorizeInverse& op) override;
   void run(const RankUpdate& op) override;
+  void run(const ActivationBackward& op) override;
+  void run(const LayerNormBackward& op) override;
+  void run(const AttentionBackward& op) override;
+  void run(const CrossEntropyBackward& op) override;
 
   using Backend::parallel_for;
   void parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) override;
@@ -67,8 +71,7 @@ class CpuBackend final : public Backend {
   void run_linear(const Linear<Encoding>& op);
   template <class Encoding>
   void run_embedding(const Embedding<Encoding>& op);
-  /// Fills x_blocks with [block][k][token] from element (token, k) at x[token·token_stride + k·k_stride],
-  /// times `sign`.
+  /// fill_blocks (see tiles.h) on all threads.
   void pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride, int64_t k_stride,
                    float sign, float* x_blocks);
   void mirror_lower(double* out, int64_t size);

@@ -87,6 +87,17 @@ struct AttentionTask {
   float* scratch;  ///< attention_scratch_floats(past + rows, head_dim)
 };
 
+/// One row of LayerNormBackward.
+struct LayerNormBackwardTask {
+  const float* x;
+  const float* weight;  ///< may be null
+  float epsilon;
+  int64_t hidden;
+  const float* dy;
+  bool accumulate;
+  float* dx;
+};
+
 struct KernelTable {
   const char* name;
   int64_t token_block;
@@ -103,6 +114,11 @@ struct KernelTable {
   /// out[i][j] -= Σ_r a[i][r] · b[r][j] in f64, i < rows, j < columns: inner loop of the factorization.
   void (*update_f64)(const double* a, int64_t a_stride, const double* b, int64_t b_stride, int64_t rank,
                      int64_t rows, int64_t columns, double* out, int64_t out_stride);
+  /// In place, row[i] -> exp(row[i] − max); returns 1 / Σ. The row reaches to a whole number of vectors, whose
+  /// lanes beyond count become 0.
+  float (*softmax)(float* row, int64_t count);
+  void (*softmax_backward)(float* scores, int64_t count, float scale, float* d);
+  void (*layernorm_backward)(const LayerNormBackwardTask& task);
 };
 
 constexpr int64_t linear_scratch_floats() {

@@ -88,13 +88,36 @@ void put_column(const std::vector<uint8_t>& codes, int64_t columns, int64_t colu
   }
 }
 
-void fill_tile(const float* source, int64_t stride, int64_t depth, int64_t columns, int64_t tile,
-               float* out) {
+void fill_tile(const float* source, int64_t k_stride, int64_t depth, int64_t columns, int64_t tile,
+               float* out, int64_t column_stride) {
   const int64_t width = std::min(kTileRows, columns - tile * kTileRows);
-  for (int64_t k = 0; k < depth; ++k) {
-    const float* in = source + k * stride + tile * kTileRows;
-    for (int64_t lane = 0; lane < width; ++lane) out[k * kTileRows + lane] = in[lane];
+  source += tile * kTileRows * column_stride;
+  if (column_stride != 1 && k_stride == 1) {  // read along k
+    for (int64_t lane = 0; lane < width; ++lane)
+      for (int64_t k = 0; k < depth; ++k) out[k * kTileRows + lane] = source[lane * column_stride + k];
+  } else {
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t lane = 0; lane < width; ++lane)
+        out[k * kTileRows + lane] = source[k * k_stride + lane * column_stride];
+  }
+  for (int64_t k = 0; k < depth; ++k)
     for (int64_t lane = width; lane < kTileRows; ++lane) out[k * kTileRows + lane] = 0;
+}
+
+void fill_blocks(const TokenBlocks& task, int64_t first, int64_t last, float* x_blocks) {
+  for (int64_t index = first; index < last; ++index) {
+    const int64_t token = index * task.block, width = std::min(task.block, task.tokens - token);
+    float* out = x_blocks + token * task.features;
+    const float* in = task.x + token * task.token_stride;
+    if (task.k_stride == 1) {  // read along a token, or along k where tokens are adjacent
+      for (int64_t t = 0; t < width; ++t)
+        for (int64_t k = 0; k < task.features; ++k)
+          out[k * width + t] = task.factor * in[t * task.token_stride + k];
+    } else {
+      for (int64_t k = 0; k < task.features; ++k)
+        for (int64_t t = 0; t < width; ++t)
+          out[k * width + t] = task.factor * in[k * task.k_stride + t * task.token_stride];
+    }
   }
 }
 
