@@ -1,0 +1,58 @@
+#include "quantize/target.h"
+
+namespace ballast {
+namespace {
+
+// rows · matrix for f32 [count, size] and [size, size].
+std::vector<float> product(Backend& backend, std::span<const float> rows, std::span<const float> matrix,
+                           int64_t size) {
+  const int64_t count = int64_t(rows.size()) / size;
+  std::vector<float> out(rows.size());
+  backend.run(RankUpdate{.e = {rows.data(), DType::f32, {count, size}},
+                         .u = {matrix.data(), DType::f32, {size, size}},
+                         .w = {out.data(), DType::f32, {count, size}}});
+  for (float& value : out) value = -value;
+  return out;
+}
+
+}  // namespace
+
+std::vector<float> drift_moment(const InputMoments& moments, bool centred) {
+  const int64_t n = moments.quantized.features;
+  CHECK(int64_t(moments.cross.size()) == n * n && moments.has_reference());
+  const double scale = 1 / double(moments.quantized.count);
+  const std::vector<double> mean = moments.quantized.mean(), float_mean = moments.reference.mean();
+  std::vector<float> drift(size_t(n * n));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const size_t at = size_t(i * n + j);
+      double value = (moments.cross[at] - moments.quantized.moment[at]) * scale;
+      if (centred) value -= (float_mean[size_t(i)] - mean[size_t(i)]) * mean[size_t(j)];
+      drift[at] = float(value);
+    }
+  return drift;
+}
+
+std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,
+                                     std::span<const float> drift, const InverseFactor& factor) {
+  const int64_t n = factor.size, rows = int64_t(weight.size()) / n;
+  const std::vector<float> correlated = product(backend, weight, drift, n);
+  std::vector<float> ordered(correlated.size()), transposed(factor.u.size());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < n; ++i)
+      ordered[size_t(r * n + i)] = correlated[size_t(r * n + factor.order[size_t(i)])];
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = i; j < n; ++j) transposed[size_t(j * n + i)] = factor.u[size_t(i * n + j)];
+  // (H + λI)⁻¹ = Uᵀ·U
+  const std::vector<float> shift =
+      product(backend, product(backend, ordered, transposed, n), factor.u, n);
+  std::vector<float> target(weight.begin(), weight.end());
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t column = factor.order[size_t(i)];
+    if (factor.dead[size_t(column)]) continue;
+    for (int64_t r = 0; r < rows; ++r) target[size_t(r * n + column)] += shift[size_t(r * n + i)];
+  }
+  return target;
+}
+
+}  // namespace ballast
