@@ -41,7 +41,12 @@ TEST_P(Reference, CompensationIsTheMeanError) {
     Statistics reference(layer.in, 0, false);
     layer.add("x_float", reference);
     const auto result = [&](const Statistics* drift, Compensation kind) {
-      return compensate(*layer.backend, layer.weight, matrix, layer.statistics, drift, kind);
+      return compensate(*layer.backend, {.weight = layer.weight,
+                                         .target = layer.weight,
+                                         .quantized = matrix,
+                                         .input = layer.statistics,
+                                         .reference = drift,
+                                         .kind = kind});
     };
     const CompensationResult channel = result(nullptr, Compensation::channel);
     expect_near(channel.channel, layer.tensors.floats(name + ".channel"), layer.in, name + ": channel");
