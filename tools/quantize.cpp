@@ -220,6 +220,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
       "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
+  app->add_flag("--asymmetric", recipe.asymmetric,
+                "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
          "Share of the mean diagonal added to the Hessian; raised by itself on failure")
       ->capture_default_str();

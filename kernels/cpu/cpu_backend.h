@@ -37,13 +37,21 @@ class CpuBackend final : public Backend {
 
   int64_t packed_bytes(const DenseView& weight) const override;
   int64_t packed_bytes(const AffineView& weight) const override;
+  int64_t packed_bytes(const SparseOutlierView& weight) const override;
+  int64_t packed_bytes(const ResidualBinaryView& weight) const override;
   void pack(const TensorView& source, const DenseView& weight, void* blob) override;
   void pack(const AffineMatrix& source, const AffineView& weight, void* blob) override;
+  void pack(const SparseOutlierMatrix& source, const SparseOutlierView& weight, void* blob) override;
+  void pack(const ResidualBinaryMatrix& source, const ResidualBinaryView& weight, void* blob) override;
 
   void run(const Linear<DenseView>& op) override;
   void run(const Linear<AffineView>& op) override;
+  void run(const Linear<SparseOutlierView>& op) override;
+  void run(const Linear<ResidualBinaryView>& op) override;
   void run(const Embedding<DenseView>& op) override;
   void run(const Embedding<AffineView>& op) override;
+  void run(const Embedding<SparseOutlierView>& op) override;
+  void run(const Embedding<ResidualBinaryView>& op) override;
   void run(const GatherRows& op) override;
   void run(const LayerNorm& op) override;
   void run(const Attention& op) override;

@@ -74,6 +74,12 @@ void CpuBackend::run(const Linear<DenseView>& op) {
 void CpuBackend::run(const Linear<AffineView>& op) {
   run_linear(op);
 }
+void CpuBackend::run(const Linear<SparseOutlierView>& op) {
+  run_linear(op);
+}
+void CpuBackend::run(const Linear<ResidualBinaryView>& op) {
+  run_linear(op);
+}
 
 void CpuBackend::run(const RankUpdate& op) {
   op.check();
