@@ -175,10 +175,9 @@ void Quantizer::quantize_head() {
 
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
                                 const Statistics* reference, bool in_block) {
-  LayerInput shared(job_.backend,
-                    activation_curvature(input, job_.recipe.compensation == Compensation::joint),
-                    {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
-                    layers.front()->name);
+  LayerInput shared(
+      job_.backend, activation_curvature(input, job_.recipe.compensation == Compensation::joint),
+      {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order}, layers.front()->name);
   for (nn::Linear* layer : layers) {
     quantize_layer(*layer, shared, input, reference, in_block);
     job_.progress({++done_, total_, layer->name});
@@ -226,13 +225,14 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Stat
                                      .weight = weight,
                                      .grid = grid,
                                      .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                                     .options = job_.recipe.options,
                                      .input = &shared});
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
-  const CompensationResult result = compensate(job_.backend, weight, solution.matrix, input,
-                                               reference, job_.recipe.compensation);
+  const CompensationResult result =
+      compensate(job_.backend, weight, solution.matrix, input, reference, job_.recipe.compensation);
   output_.add_matrix(layer.name, solution.matrix);
   compensate_layer(layer, result, in_block);
   report_.layers.push_back({.name = layer.name,
