@@ -152,7 +152,7 @@ std::vector<double> Descent::objective() {
 Descent::Block Descent::gather(int64_t first, int64_t width) const {
   Block block;
   block.columns.assign(order_.begin() + first, order_.begin() + first + width);
-  if (width == n_ && options_.order != ColumnOrder::blocks) return block;
+  if (options_.order == ColumnOrder::greedy) return block;  // the whole matrix: h_ serves
   block.h.resize(size_t(width * n_));
   block.inner.resize(size_t(width * width));
   for (int64_t i = 0; i < width; ++i) {

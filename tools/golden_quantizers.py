@@ -108,6 +108,7 @@ def solve(case, w, x):
         h = h + case["damping"] * np.diag(h).mean() * np.eye(len(h))
     start = solve(origin, w, x)
     solution = descent.descend(w, h, start, options_of(origin),
+                               dead=dead, hysteresis=2**-10,
                                **arguments(case, "sweeps", "order", "refit", "start_at_target"))
     solution.margins.note(start.margins.row)
     return solution
@@ -128,6 +129,19 @@ def weights_without_ties(layer, x, random):
     return w
 
 
+def put_compensation(put, facts, w, q, x, x_float, positions):
+    """The biases and what they leave: E|W x_f - Q x - c|^2 / E|W x|^2 with W x_f taken to differ from W x by its mean."""
+    channel, drift = reference.compensation(w, q, x), reference.compensation(w, q, x, x_float)
+    put("channel", channel)
+    put("drift", drift)
+    put("position", reference.position_compensation(w, q, x, positions))
+    facts["error_before"] = reference.relative_error(w, q, x)
+    facts["error_after"] = reference.relative_error(w, q, x, channel)
+    shift = drift - channel
+    facts["drift_error_before"] = reference.relative_error(w, q, x, -shift)
+    facts["drift_error_after"] = reference.relative_error(w, q, x, drift - shift)
+
+
 def write_layer(out_dir, name, layer):
     cases = []
     x, x_float, positions, random = inputs(layer)
@@ -142,11 +156,9 @@ def write_layer(out_dir, name, layer):
         put("scales", solution.scales)
         q = solution.decoded()
         if case["name"] in COMPENSATED:
-            put("channel", reference.compensation(w, q, x))
-            put("drift", reference.compensation(w, q, x, x_float))
-            put("position", reference.position_compensation(w, q, x, positions))
-            cases[-1]["error_before"] = reference.relative_error(w, q, x)
-            cases[-1]["error_after"] = reference.relative_error(w, q, x, reference.compensation(w, q, x))
+            put_compensation(put, cases[-1], w, q, x, x_float, positions)
+    for key, centred in (("target", False), ("target_centred", True)):
+        tensors[key] = reference.asymmetric_target(w, x_float, x, centred=centred).astype(np.float32)
     (out_dir / f"{name}.safetensors").write_bytes(save(tensors))
     return {**layer, "cases": cases}
 
