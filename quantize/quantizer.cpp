@@ -43,11 +43,13 @@ class Quantizer {
   InputMoments empty_moments(int64_t features) const;
   void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
            const TensorView& x_float);
+  void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                    const TensorView& hidden, const TensorView& hidden_float);
   std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
   InputMoments gather(nn::Branch& branch, nn::Branch* float_branch, bool contract);
   void quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments, bool in_block);
   void quantize_layer(nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                      std::span<const float> drift, bool in_block);
+                      const std::optional<DriftMoments>& drift, bool in_block);
   std::vector<float> float_weight(const nn::Linear& layer) const;
   OutputView kept_rows(const HiddenStream::Part& part) const {
     return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
@@ -96,6 +98,26 @@ void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const
     job_.backend.run(SecondMoment{.a = x_float, .b = x, .out = moments.cross.data()});
 }
 
+// What the residual stream has lost, seen together with the input of the layer that adds to it.
+void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                             const TensorView& hidden, const TensorView& hidden_float) {
+  if (!job_.recipe.asymmetric) return;
+  const int64_t tokens = hidden.shape[0], width = hidden.shape[1];
+  if (moments.residual_sum.empty()) {
+    moments.residual_sum.resize(size_t(width));
+    moments.residual_cross.resize(size_t(width * x.shape[1]));
+  }
+  const OutputView lost = part.context.workspace.floats(hidden.shape);
+  job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = begin; i < end; ++i) {
+        lost.row(t)[i] = hidden_float.row(t)[i] - hidden.row(t)[i];
+        moments.residual_sum[size_t(i)] += double(lost.row(t)[i]);
+      }
+  });
+  job_.backend.run(SecondMoment{.a = lost, .b = x, .out = moments.residual_cross.data()});
+}
+
 // The input that the expand layers share, or the contract layer's. The reference stream needs no quantized
 // layer, so it is moved on as soon as its last input has been seen.
 InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, bool contract) {
@@ -114,7 +136,9 @@ InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, boo
       reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
         const TensorView x_float = input_of(*float_branch, reference);
         add(moments, part, x, x_float);
-        if (contract) float_branch->finish(reference.context, x_float, reference.hidden);
+        if (!contract) return;
+        add_residual(moments, part, x, part.hidden, reference.hidden);
+        float_branch->finish(reference.context, x_float, reference.hidden);
       });
     });
   return moments;
@@ -145,8 +169,11 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
           }
           add(all[2 * i], part, x, x_float);
           add(all[2 * i + 1], part, u, u_float);
+          if (reference) {
+            add_residual(all[2 * i + 1], part, u, hidden, reference->hidden);
+            float_block->branches[i]->finish(reference->context, u_float, reference->hidden);
+          }
           branch.finish(part.context, u, hidden);
-          if (reference) float_block->branches[i]->finish(reference->context, u_float, reference->hidden);
         }
       };
       if (!float_block) return walk(nullptr);
@@ -203,8 +230,8 @@ void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const In
   LayerInput shared(job_.backend, activation_curvature(moments.quantized, centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
-  std::vector<float> drift;
-  if (job_.recipe.asymmetric) drift = drift_moment(moments, centred);
+  std::optional<DriftMoments> drift;
+  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
   for (nn::Linear* layer : layers) {
     quantize_layer(*layer, shared, moments, drift, in_block);
     job_.progress({++done_, total_, layer->name});
@@ -233,7 +260,7 @@ std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
 }
 
 void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                               std::span<const float> drift, bool in_block) {
+                               const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid =
@@ -244,7 +271,7 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Inpu
   }
   const std::vector<float> weight = float_weight(layer);
   std::vector<float> target;
-  if (!drift.empty()) target = asymmetric_target(job_.backend, weight, drift, shared.factor());
+  if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
   try {
     solution =
@@ -259,12 +286,15 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Inpu
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
+  std::vector<double> residual_drift(moments.residual_sum);
+  for (double& value : residual_drift) value /= double(moments.quantized.count);
   const CompensationResult result =
       compensate(job_.backend, {.weight = weight,
                                 .target = target.empty() ? weight : target,
                                 .quantized = solution.matrix,
                                 .input = moments.quantized,
                                 .reference = moments.has_reference() ? &moments.reference : nullptr,
+                                .residual_drift = residual_drift,
                                 .kind = job_.recipe.compensation});
   output_.add_matrix(layer.name, solution.matrix);
   compensate_layer(layer, result, in_block);

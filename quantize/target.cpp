@@ -17,26 +17,36 @@ std::vector<float> product(Backend& backend, std::span<const float> rows, std::s
 
 }  // namespace
 
-std::vector<float> drift_moment(const InputMoments& moments, bool centred) {
+DriftMoments drift_moments(const InputMoments& moments, bool centred) {
   const int64_t n = moments.quantized.features;
   CHECK(int64_t(moments.cross.size()) == n * n && moments.has_reference());
   const double scale = 1 / double(moments.quantized.count);
   const std::vector<double> mean = moments.quantized.mean(), float_mean = moments.reference.mean();
-  std::vector<float> drift(size_t(n * n));
+  DriftMoments drift{std::vector<float>(size_t(n * n)),
+                     std::vector<float>(moments.residual_cross.size())};
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) {
       const size_t at = size_t(i * n + j);
       double value = (moments.cross[at] - moments.quantized.moment[at]) * scale;
       if (centred) value -= (float_mean[size_t(i)] - mean[size_t(i)]) * mean[size_t(j)];
-      drift[at] = float(value);
+      drift.input[at] = float(value);
     }
+  for (size_t at = 0; at < drift.residual.size(); ++at) {
+    double value = moments.residual_cross[at] * scale;
+    if (centred) value -= moments.residual_sum[at / size_t(n)] * scale * mean[at % size_t(n)];
+    drift.residual[at] = float(value);
+  }
   return drift;
 }
 
 std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,
-                                     std::span<const float> drift, const InverseFactor& factor) {
+                                     const DriftMoments& drift, const InverseFactor& factor) {
   const int64_t n = factor.size, rows = int64_t(weight.size()) / n;
-  const std::vector<float> correlated = product(backend, weight, drift, n);
+  std::vector<float> correlated = product(backend, weight, drift.input, n);
+  if (!drift.residual.empty()) {
+    CHECK(drift.residual.size() == correlated.size());
+    for (size_t i = 0; i < correlated.size(); ++i) correlated[i] += drift.residual[i];
+  }
   std::vector<float> ordered(correlated.size()), transposed(factor.u.size());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < n; ++i)

@@ -87,6 +87,7 @@ CompensationResult compensate(Backend& backend, const CompensationProblem& probl
     const std::vector<double> wanted = times(backend, problem.weight, problem.reference->mean());
     const std::vector<double> predicted = times(backend, problem.target, mean);
     for (size_t i = 0; i < shift.size(); ++i) shift[i] = wanted[i] - predicted[i];
+    for (size_t i = 0; i < problem.residual_drift.size(); ++i) shift[i] += problem.residual_drift[i];
   }
   std::vector<double> constant(mean_error);
   for (size_t i = 0; i < constant.size(); ++i) constant[i] += shift[i];

@@ -36,6 +36,7 @@ struct CompensationProblem {
   const QuantizedMatrix& quantized;  ///< Q
   const Statistics& input;           ///< of the stream that the quantized layer reads
   const Statistics* reference = nullptr;  ///< of the float stream; null unless drift is to be corrected
+  std::span<const double> residual_drift;  ///< [out_features], E[h_f − h_q] of the stream it adds to, or empty
   Compensation kind = Compensation::channel;
 };
 CompensationResult compensate(Backend& backend, const CompensationProblem& problem);
