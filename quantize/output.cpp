@@ -5,11 +5,6 @@
 namespace ballast {
 namespace {
 
-constexpr const char* kSideFiles[] = {
-    "tokenizer.json",  "tokenizer_config.json",   "vocab.json",
-    "merges.txt",      "special_tokens_map.json", "added_tokens.json",
-    "tokenizer.model", "generation_config.json",  "preprocessor_config.json"};
-
 // Symmetric 4-bit files are read by the most programs in the first GPTQ layout; it cannot hold a zero point
 // of 0, so everything else is written in the second.
 PackedLayout layout_for(const Recipe& recipe) {

@@ -9,6 +9,7 @@
 #include "quantize/calibration.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
+#include "quantize/records.h"
 #include "quantize/stages/bias_compensation.h"
 
 namespace ballast {
@@ -22,11 +23,12 @@ double seconds_since(Clock::time_point start) {
 class Quantizer {
  public:
   explicit Quantizer(const QuantizeJob& job)
-      : job_(job),
-        method_(method_named(job.recipe.method)),
-        output_(job.source, job.writer, job.recipe),
-        stream_(job.backend, job.model, job.tokens) {
-    if (job.recipe.correct_drift) reference_.emplace(job.backend, job.model, job.tokens);
+      : job_(job), method_(method_named(job.recipe.method)), output_(job.source, job.writer, job.recipe) {
+    // With every module in the journal there is nothing left to calibrate.
+    if (!job.journal || !job.journal->contains(kAllLayers)) {
+      stream_.emplace(job.backend, job.model, job.tokens);
+      if (job.recipe.correct_drift) reference_.emplace(job.backend, job.model, job.tokens);
+    }
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
     report_.recipe = job.recipe;
     report_.calibration = job.tokens.source;
@@ -43,33 +45,37 @@ class Quantizer {
   std::vector<Statistics> observe_whole(nn::Block& block);
   Statistics gather(nn::Branch& branch, bool contract);
   std::array<Statistics, 2> advance_reference(nn::Branch& branch);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
+  GridOptions grid_of(const nn::Linear& layer, bool in_block) const;
+  /// True if none of `layers` is left to be solved.
+  bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
+  void quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics* input,
                        const Statistics* reference, bool in_block);
-  void quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
-                      const Statistics* reference, bool in_block);
+  LayerRecord solve(const nn::Linear& layer, const GridOptions& grid, LayerInput& shared,
+                    const Statistics& input, const Statistics* reference, bool in_block);
+  void install(nn::Linear& layer, const LayerRecord& record, bool in_block);
   std::vector<float> float_weight(const nn::Linear& layer) const;
   OutputView kept_rows(const HiddenStream::Part& part) const {
     return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
   }
-  void compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block);
 
   const QuantizeJob& job_;
   const Method& method_;
   QuantizedOutput output_;
-  HiddenStream stream_;
+  std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
   Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
   int64_t positions_ = 0;
   bool biases_added_ = false;
-  int64_t done_ = 0, total_ = 0;
+  QuantizeProgress progress_;
   QuantizeReport report_;
 };
 
 QuantizeReport Quantizer::run() {
   const Clock::time_point start = Clock::now();
-  total_ = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
+  progress_.total = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
   for (int64_t index = 0; index < job_.model.facts().layers; ++index) quantize_block(index);
   if (job_.recipe.head_bits) quantize_head();
+  if (job_.journal && stream_) job_.journal->append(kAllLayers, {});
   output_.finish(report_, biases_added_);
   report_.output_bytes = output_.tensor_bytes();
   job_.source.check_intact();
@@ -80,10 +86,14 @@ QuantizeReport Quantizer::run() {
 
 Statistics Quantizer::gather(nn::Branch& branch, bool contract) {
   const nn::Linear& layer = contract ? branch.contract() : *branch.expand().front();
+  // Without a reference stream its room holds the contract layer's inputs where they are no wider:
+  // attention, the dearest part, then runs once.
+  if (contract && !reference_ && layer.in_features() <= job_.model.facts().hidden)
+    kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_->rows(), layer.in_features()});
   Statistics statistics(layer.in_features(), positions_, true);
   StatisticsObserver observer(
       job_.backend, [&](const nn::Linear& seen) { return &seen == &layer ? &statistics : nullptr; });
-  stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
+  stream_->for_each_part(&observer, [&](const HiddenStream::Part& part) {
     const TensorView x = branch.expand_input(part.context, part.hidden);
     if (!contract) return;
     const TensorView u = branch.contract_input(part.context, x);
@@ -121,7 +131,7 @@ std::vector<Statistics> Quantizer::observe_whole(nn::Block& block) {
       if (layers[i] == &seen) return &inputs[i];
     return nullptr;
   });
-  stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
+  stream_->for_each_part(&observer, [&](const HiddenStream::Part& part) {
     const OutputView copy = part.context.workspace.floats(part.hidden.shape);
     job_.backend.copy_to_device(copy.as<void>(), part.hidden.data, part.hidden.bytes());
     for (const auto& branch : block.branches) branch->forward(part.context, copy);
@@ -132,27 +142,31 @@ std::vector<Statistics> Quantizer::observe_whole(nn::Block& block) {
 void Quantizer::quantize_block(int64_t index) {
   const std::unique_ptr<nn::Block> block = job_.model.make_block(index);
   const std::unique_ptr<nn::Block> float_block = reference_ ? job_.model.make_block(index) : nullptr;
+  std::vector<nn::Linear*> all;
+  for (const auto& branch : block->branches) {
+    const std::vector<nn::Linear*> expand = branch->expand();
+    all.insert(all.end(), expand.begin(), expand.end());
+    all.push_back(&branch->contract());
+  }
   std::vector<Statistics> whole;
-  if (job_.recipe.one_pass) whole = observe_whole(*block);
+  if (job_.recipe.one_pass && !settled(all, true)) whole = observe_whole(*block);
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
-    const int64_t width = branch.contract().in_features();
-    // Without a reference stream its room holds the contract layer's inputs where they are no wider:
-    // attention, the dearest part, then runs once.
-    if (!reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
-      kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_.rows(), width});
     std::optional<std::array<Statistics, 2>> float_means;
     if (float_block) float_means = advance_reference(*float_block->branches[i]);
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = contract ? std::vector{&branch.contract()} : branch.expand();
-      const Statistics input =
-          job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)]) : gather(branch, contract);
-      quantize_layers(layers, input, float_means ? &(*float_means)[size_t(contract)] : nullptr, true);
+      std::optional<Statistics> input;
+      if (!settled(layers, true))
+        input = job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)]) : gather(branch, contract);
+      quantize_layers(layers, input ? &*input : nullptr,
+                      float_means ? &(*float_means)[size_t(contract)] : nullptr, true);
     }
-    stream_.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-      if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
-      branch.forward(part.context, part.hidden);
-    });
+    if (stream_)
+      stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+        if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
+        branch.forward(part.context, part.hidden);
+      });
     kept_inputs_ = Tensor();
   }
 }
@@ -167,21 +181,49 @@ void Quantizer::quantize_head() {
         &observer, [&](const HiddenStream::Part& part) { job_.model.head_input(part.context, part.hidden); });
     return statistics;
   };
-  const Statistics input = input_of_head(stream_, true);
+  if (settled({&head}, false)) return quantize_layers({&head}, nullptr, nullptr, false);
+  const Statistics input = input_of_head(*stream_, true);
   std::optional<Statistics> reference;
   if (reference_) reference = input_of_head(*reference_, false);
-  quantize_layers({&head}, input, reference ? &*reference : nullptr, false);
+  quantize_layers({&head}, &input, reference ? &*reference : nullptr, false);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
+GridOptions Quantizer::grid_of(const nn::Linear& layer, bool in_block) const {
+  return in_block ? job_.recipe.grid_for(layer.name, layer.in_features())
+                  : job_.recipe.head_grid(layer.name, layer.in_features());
+}
+
+bool Quantizer::settled(const std::vector<nn::Linear*>& layers, bool in_block) const {
+  return std::all_of(layers.begin(), layers.end(), [&](const nn::Linear* layer) {
+    return grid_of(*layer, in_block).bits == 0 ||
+           (job_.journal && job_.journal->contains(layer_key(layer->name)));
+  });
+}
+
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics* input,
                                 const Statistics* reference, bool in_block) {
-  LayerInput shared(job_.backend,
-                    activation_curvature(input, job_.recipe.compensation == Compensation::joint),
-                    {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
-                    layers.front()->name);
+  std::optional<LayerInput> shared;
+  if (input)
+    shared.emplace(job_.backend,
+                   activation_curvature(*input, job_.recipe.compensation == Compensation::joint),
+                   FactorOptions{.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
+                   layers.front()->name);
   for (nn::Linear* layer : layers) {
-    quantize_layer(*layer, shared, input, reference, in_block);
-    job_.progress({++done_, total_, layer->name});
+    const GridOptions grid = grid_of(*layer, in_block);
+    const std::string key = layer_key(layer->name);
+    if (grid.bits == 0) {
+      report_.kept_float.push_back(layer->name);
+    } else if (job_.journal && job_.journal->contains(key)) {
+      install(*layer, layer_from_bytes(*job_.journal->find(key), key), in_block);
+      ++progress_.resumed;
+    } else {
+      const LayerRecord record = solve(*layer, grid, *shared, *input, reference, in_block);
+      if (job_.journal) job_.journal->append(key, to_bytes(record));
+      install(*layer, record, in_block);
+    }
+    ++progress_.done;
+    progress_.module = layer->name;
+    job_.progress(progress_);
   }
 }
 
@@ -206,16 +248,10 @@ std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
   return weight;
 }
 
-void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
-                               const Statistics* reference, bool in_block) {
+LayerRecord Quantizer::solve(const nn::Linear& layer, const GridOptions& grid, LayerInput& shared,
+                             const Statistics& input, const Statistics* reference, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
-  const GridOptions grid =
-      in_block ? job_.recipe.grid_for(layer.name, in) : job_.recipe.head_grid(layer.name, in);
-  if (grid.bits == 0) {
-    report_.kept_float.push_back(layer.name);
-    return;
-  }
   const std::vector<float> weight = float_weight(layer);
   LayerSolution solution;
   try {
@@ -231,39 +267,45 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Stat
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
-  const CompensationResult result = compensate(job_.backend, weight, solution.matrix, input,
-                                               reference, job_.recipe.compensation);
-  output_.add_matrix(layer.name, solution.matrix);
-  compensate_layer(layer, result, in_block);
-  report_.layers.push_back({.name = layer.name,
-                            .out_features = layer.out_features(),
-                            .in_features = in,
-                            .bits = grid.bits,
-                            .group_size = grid.group_size,
-                            .bits_per_weight = bits_per_weight(solution.matrix),
-                            .error_before = result.error_before,
-                            .error_after = result.error_after,
-                            .damping = solution.damping,
-                            .seconds = seconds_since(start)});
-  if (in_block) layer.weight = Weight::quantized(job_.backend, solution.matrix);
+  const CompensationResult result =
+      compensate(job_.backend, weight, solution.matrix, input, reference, job_.recipe.compensation);
+  LayerRecord record{.report = {.name = layer.name,
+                                .out_features = layer.out_features(),
+                                .in_features = in,
+                                .bits = grid.bits,
+                                .group_size = grid.group_size,
+                                .bits_per_weight = bits_per_weight(solution.matrix),
+                                .error_before = result.error_before,
+                                .error_after = result.error_after,
+                                .damping = solution.damping}};
+  record.matrix = std::move(solution.matrix);
+  if (job_.recipe.compensation != Compensation::none) {
+    record.bias = layer.bias ? layer.bias.to_floats() : std::vector<float>(size_t(layer.out_features()));
+    for (size_t r = 0; r < record.bias.size(); ++r) record.bias[r] += result.channel[r];
+    record.bias = output_.stored(layer.name, std::move(record.bias));
+    if (in_block) record.positions = output_.stored(layer.name, result.position);
+  }
+  record.report.seconds = seconds_since(start);
+  return record;
 }
 
-void Quantizer::compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block) {
-  if (job_.recipe.compensation == Compensation::none) return;
+void Quantizer::install(nn::Linear& layer, const LayerRecord& record, bool in_block) {
   const int64_t out = layer.out_features();
-  const bool had_bias = bool(layer.bias);
-  std::vector<float> bias = had_bias ? layer.bias.to_floats() : std::vector<float>(size_t(out));
-  for (int64_t r = 0; r < out; ++r) bias[size_t(r)] += result.channel[size_t(r)];
-  bias = output_.stored(layer.name, std::move(bias));
+  if (out_features(record.matrix) != out || in_features(record.matrix) != layer.in_features())
+    throw Error(layer.name + ": its record has another shape; start over with --force");
+  report_.layers.push_back(record.report);
+  output_.add_matrix(layer.name, record.matrix);
+  if (in_block) layer.weight = Weight::quantized(job_.backend, record.matrix);
+  if (record.bias.empty()) return;
   // Only the six layers of a block can hold a bias in the published configuration.
-  output_.add_vector(layer.name, in_block ? ".bias" : ".compensation", bias, {out});
-  biases_added_ |= in_block && !had_bias;
+  output_.add_vector(layer.name, in_block ? ".bias" : ".compensation", record.bias, {out});
   if (!in_block) return;
-  layer.bias = Tensor::from_floats(job_.backend, bias, {out});
-  if (result.position.empty()) return;
-  const std::vector<float> table = output_.stored(layer.name, result.position);
-  output_.add_vector(layer.name, ".position_compensation", table, {result.positions, out});
-  layer.position_bias = Tensor::from_floats(job_.backend, table, {result.positions, out});
+  biases_added_ |= !layer.bias;
+  layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+  if (record.positions.empty()) return;
+  const int64_t positions = int64_t(record.positions.size()) / out;
+  output_.add_vector(layer.name, ".position_compensation", record.positions, {positions, out});
+  layer.position_bias = Tensor::from_floats(job_.backend, record.positions, {positions, out});
 }
 
 }  // namespace
