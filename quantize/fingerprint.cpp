@@ -40,7 +40,7 @@ std::string plain(const std::string& value) {
 // Structured bindings name every member, so that a new one does not compile until it is added here.
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   const auto& [method, grid, overrides, head_bits, damping, act_order, static_groups, one_pass, compensation,
-               correct_drift] = recipe;
+               asymmetric, correct_drift] = recipe;
   const auto& [bits, group_size, symmetric, clip_search, range_shrink] = grid;
   fingerprint["--method"] = method;
   fingerprint["--bits"] = text_of(int64_t(bits));
@@ -55,12 +55,13 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   fingerprint["--static-groups"] = text_of(static_groups);
   fingerprint["--one-pass"] = text_of(one_pass);
   fingerprint["--compensate"] = name_of(compensation);
+  fingerprint["--asymmetric"] = text_of(asymmetric);
   fingerprint["--correct-drift"] = text_of(correct_drift);
 }
 
 void add_model(RunFingerprint& fingerprint, const Checkpoint& source) {
   const auto add = [&](const std::filesystem::path& path) {
-    fingerprint[path.filename().string()] = hex(content_hash_of_file(path));
+    fingerprint[path.filename().string()] = hex(content_hash_of_files({path}));
   };
   add(source.folder() / "config.json");
   for (const auto& file : source.files()) add(file);

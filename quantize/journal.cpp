@@ -152,7 +152,7 @@ void Journal::State::resume(Contents contents) {
     const fs::path path = file_of(records.size());
     std::error_code error;
     try {
-      if (fs::file_size(path, error) != record.bytes || hex(content_hash_of_file(path)) != record.hash)
+      if (fs::file_size(path, error) != record.bytes || hex(content_hash_of_files({path})) != record.hash)
         throw Error("changed");
     } catch (const Error&) {
       damage = str("its record ", records.size() + 1, ", of ", shown(record.name), ", is damaged");

@@ -72,7 +72,7 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
                                        tensor.name.substr(dot + 1)) != std::end(kMatrixSuffixes);
     if (!matrix_part && !replaced_.count(tensor.name)) writer_.copy(source_, tensor);
   }
-  for (const char* file : kSideFiles) writer_.copy_file(source_.folder(), file);
+  writer_.copy_side_files(source_.folder());
 
   const PackedConfig packed{.layout = layout_,
                             .bits = recipe_.grid.bits,

@@ -28,6 +28,13 @@ struct GridOptions {
   double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1]
 };
 
+/// Order in which coordinate descent visits the columns of a row.
+enum class ColumnOrder : uint8_t {
+  natural,  ///< as stored
+  blocks,   ///< blocks of columns by descending input power, inside a block as greedy
+  greedy,   ///< by descending ‖x_j‖·|w_j|, each row its own (arXiv 2403.07134, §3); many times slower
+};
+
 /// Another width or group size, or none at all, for the modules whose name matches.
 struct LayerOverride {
   std::string pattern;  ///< ECMAScript regular expression searched in the module name
@@ -50,6 +57,7 @@ struct Recipe {
       false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
 
   Compensation compensation = Compensation::joint;
+  bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
   /// Error for a value out of range or a combination that makes no sense, with the reason.

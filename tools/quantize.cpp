@@ -224,7 +224,7 @@ RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& reci
                                 {"this program", build_name()}};
   if (!self) {
     fingerprint["--dataset"] = options.dataset;
-    fingerprint["the calibration text"] = hex(content_hash_of_file(options.calibration));
+    fingerprint["the calibration text"] = hex(content_hash_of_files({options.calibration}));
   }
   add_recipe(fingerprint, recipe);
   add_model(fingerprint, source);
@@ -316,6 +316,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
       "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
+  app->add_flag("--asymmetric", recipe.asymmetric,
+                "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
          "Share of the mean diagonal added to the Hessian; raised by itself on failure")
       ->capture_default_str();

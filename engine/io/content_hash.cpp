@@ -38,6 +38,25 @@ void take_stripe(std::array<uint64_t, 4>& lanes, const char* stripe) {
   for (size_t i = 0; i < 4; ++i) lanes[i] = round(lanes[i], word_at<uint64_t>(stripe + 8 * i));
 }
 
+void add_file(ContentHash& hash, const std::filesystem::path& path) {
+  // O_NONBLOCK: a FIFO must not keep us waiting for its writer.
+  const int file = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  struct stat status {};
+  const bool regular = file >= 0 && ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
+  int reason = file < 0 ? errno : EINVAL;
+  ssize_t count = regular ? 1 : -1;
+  for (std::vector<char> buffer(kBuffer); count > 0;) {
+    do count = ::read(file, buffer.data(), buffer.size());
+    while (count < 0 && errno == EINTR);
+    reason = errno;
+    if (count > 0) hash.add({buffer.data(), size_t(count)});
+  }
+  if (file >= 0) ::close(file);
+  if (count < 0)
+    throw Error(str(path.string(),
+                    ": cannot read: ", reason == EINVAL ? "expected a regular file" : std::strerror(reason)));
+}
+
 }  // namespace
 
 ContentHash::ContentHash() : lanes_{kPrime1 + kPrime2, kPrime2, 0, 0 - kPrime1} {}
@@ -82,27 +101,9 @@ uint64_t content_hash(std::string_view bytes) {
   return hash.value();
 }
 
-uint64_t content_hash_of_file(const std::filesystem::path& path) {
-  // O_NONBLOCK: a FIFO must not keep us waiting for its writer.
-  const int file = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  struct stat status {};
-  const bool regular = file >= 0 && ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
+uint64_t content_hash_of_files(const std::vector<std::filesystem::path>& paths) {
   ContentHash hash;
-  ssize_t count = regular ? 1 : -1;
-  int reason = regular ? 0 : file < 0 ? errno : EINVAL;
-  for (std::vector<char> buffer(kBuffer); count > 0;) {
-    count = ::read(file, buffer.data(), buffer.size());
-    if (count < 0 && errno == EINTR)
-      count = 1;
-    else if (count < 0)
-      reason = errno;
-    else
-      hash.add({buffer.data(), size_t(count)});
-  }
-  if (file >= 0) ::close(file);
-  if (count < 0)
-    throw Error(str(path.string(),
-                    ": cannot read: ", reason == EINVAL ? "expected a regular file" : std::strerror(reason)));
+  for (const auto& path : paths) add_file(hash, path);
   return hash.value();
 }
 

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace ballast {
 
@@ -25,8 +26,9 @@ class ContentHash {
 };
 
 uint64_t content_hash(std::string_view bytes);
-/// Of a regular file, read piece by piece. Error if it cannot be read.
-uint64_t content_hash_of_file(const std::filesystem::path& path);
+/// Of the files' contents, one behind the other, read piece by piece. Error if one is not a readable regular
+/// file.
+uint64_t content_hash_of_files(const std::vector<std::filesystem::path>& paths);
 /// 16 hexadecimal digits.
 std::string hex(uint64_t hash);
 

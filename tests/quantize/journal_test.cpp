@@ -66,7 +66,7 @@ class JournalTest : public testing::Test {
     folder_.write(file("journal"), journal);
   }
 
-  TempFolder folder_;
+  TempFolder folder_{memory_folder()};
   std::string damage_;
 };
 
