@@ -316,6 +316,15 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
       "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
+  app->add_option_function<std::string>(
+         "--curvature", [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
+         "What an error costs: activation (the layer's output error), output-adaptive (OAC) or guided, from "
+         "gradients of the loss")
+      ->type_name("NAME")
+      ->default_str("activation");
+  option("--curvature-groups", recipe.curvature_groups, "N",
+         "guided: runs of rows with a curvature of their own, at most")
+      ->capture_default_str();
   app->add_flag("--asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
