@@ -12,6 +12,7 @@
 #include "quantize/methods.h"
 #include "quantize/quantizer.h"
 #include "tools/console.h"
+#include "tools/report.h"
 #include "tools/subcommand.h"
 
 namespace ballast {
@@ -20,7 +21,7 @@ namespace {
 constexpr uint64_t kLargestText = uint64_t(4) << 30;
 
 struct QuantizeOptions {
-  std::string model, output;
+  std::string model, output, report;
   Recipe recipe;
   std::string compensation;           ///< empty: the method's default
   std::optional<bool> correct_drift;  ///< empty: the method's default
@@ -134,6 +135,18 @@ void show_plan(const QuantizeOptions& options, const QuantizePlan& plan, const R
                     plan.gigaflops, human_seconds(plan.gigaflops / 80)));
 }
 
+nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& report, const Checkpoint& source,
+                       double calibration_seconds) {
+  nlohmann::json json = report.json();
+  uint64_t source_bytes = 0;
+  for (const StoredTensor& tensor : source.tensors()) source_bytes += tensor.bytes;
+  json.update({{"model", options.model},
+               {"output", options.output},
+               {"source_bytes", source_bytes},
+               {"calibration_seconds", calibration_seconds}});
+  return json;
+}
+
 void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   const Recipe recipe = finished_recipe(options);
   if (options.output.empty() && !options.dry_run) throw Error("-o is missing: the folder to write to");
@@ -152,6 +165,7 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   if (options.dry_run) return show_plan(options, plan, recipe);
 
   refuse_same_folder(options);
+  if (!options.report.empty()) check_report_path(options.report);
   CheckpointWriter writer(options.output, {.overwrite = options.force});
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(options.model);
   if (tokenizer->vocabulary_size() > model->facts().vocab)
@@ -181,12 +195,9 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
              fmt::format("{} of {}: {}, {} left", at.done, at.total, at.module, human_seconds(left)));
        }});
   progress.finish();
-  if (options.json) {
-    nlohmann::json json = report.json();
-    json["calibration_seconds"] = calibration_seconds;
-    json["output"] = options.output;
-    return print_json(json);
-  }
+  const nlohmann::json json = json_of(options, report, checkpoint, calibration_seconds);
+  if (!options.report.empty()) write_report(options.report, {{json, options.output}});
+  if (options.json) return print_json(json);
   print(report.table());
   print(fmt::format(
       "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
@@ -247,6 +258,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--seed", options->seed, "N", "Of the calibration sample")->capture_default_str();
   app->add_flag("--force", options->force, "Overwrite the output; quantize a quantized model again");
   app->add_flag("--dry-run", options->dry_run, "Only say what would come out");
+  option("--report", options->report, "FILE", "Also write an HTML page with charts of every layer");
   app->add_flag("--json", options->json, "Print the report as JSON");
   return {app, [options, &global] { quantize(*options, global); }};
 }
