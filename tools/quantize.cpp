@@ -14,6 +14,7 @@
 #include "quantize/quantizer.h"
 #include "quantize/records.h"
 #include "tools/console.h"
+#include "tools/report.h"
 #include "tools/subcommand.h"
 #include "tools/version.h"
 
@@ -23,7 +24,7 @@ namespace {
 constexpr uint64_t kLargestText = uint64_t(4) << 30;
 
 struct QuantizeOptions {
-  std::string model, output;
+  std::string model, output, report;
   Recipe recipe;
   std::string compensation;           ///< empty: the method's default
   std::optional<bool> correct_drift;  ///< empty: the method's default
@@ -167,13 +168,23 @@ CalibrationTokens calibration_tokens(const Run& run) {
   return tokens;
 }
 
-void print_report(const QuantizeOptions& options, const QuantizeReport& report, double calibration_seconds) {
-  if (options.json) {
-    nlohmann::json json = report.json();
-    json["calibration_seconds"] = calibration_seconds;
-    json["output"] = options.output;
-    return print_json(json);
-  }
+nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& report, const Checkpoint& source,
+                       double calibration_seconds) {
+  nlohmann::json json = report.json();
+  uint64_t source_bytes = 0;
+  for (const StoredTensor& tensor : source.tensors()) source_bytes += tensor.bytes;
+  json.update({{"model", options.model},
+               {"output", options.output},
+               {"source_bytes", source_bytes},
+               {"calibration_seconds", calibration_seconds}});
+  return json;
+}
+
+void print_report(const Run& run, const QuantizeReport& report, double calibration_seconds) {
+  const QuantizeOptions& options = run.options;
+  const nlohmann::json json = json_of(options, report, run.checkpoint, calibration_seconds);
+  if (!options.report.empty()) write_report(options.report, {{json, options.output}});
+  if (options.json) return print_json(json);
   print(report.table());
   print(fmt::format(
       "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
@@ -209,7 +220,7 @@ void calibrate_and_quantize(const Run& run) {
                       }});
   progress.finish();
   run.journal.finish();
-  print_report(run.options, report, calibration_seconds);
+  print_report(run, report, calibration_seconds);
 }
 
 // All that the output's bytes depend on. Names of files do not count, their content does.
@@ -274,6 +285,7 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   if (options.dry_run) return show_plan(options, plan, recipe);
 
   refuse_same_folder(options);
+  if (!options.report.empty()) check_report_path(options.report);
   const auto found = options.resume  ? Journal::Found::resume
                      : options.force ? Journal::Found::discard
                                      : Journal::Found::refuse;
@@ -356,6 +368,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag("--force", options->force,
                 "Overwrite the output or an unfinished run; quantize a quantized model again");
   app->add_flag("--dry-run", options->dry_run, "Only say what would come out");
+  option("--report", options->report, "FILE", "Also write an HTML page with charts of every layer");
   app->add_flag("--json", options->json, "Print the report as JSON");
   return {app, [options, &global] { quantize(*options, global); }};
 }
