@@ -28,6 +28,9 @@ class HiddenStream {
   };
   /// Runs `body` on every part in order, `observer` seeing the positions of each.
   void for_each_part(StatisticsObserver* observer, const std::function<void(const Part&)>& body);
+  /// The same for one part of parts(): how two streams are walked side by side.
+  void with_part(int64_t index, StatisticsObserver* observer, const std::function<void(const Part&)>& body);
+  int64_t parts() const;
   int64_t rows() const { return hidden_.shape()[0]; }
 
  private:

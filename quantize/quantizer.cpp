@@ -1,6 +1,5 @@
 #include "quantize/quantizer.h"
 
-#include <array>
 #include <chrono>
 #include <cmath>
 
@@ -10,6 +9,7 @@
 #include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/stages/bias_compensation.h"
+#include "quantize/target.h"
 
 namespace ballast {
 namespace {
@@ -26,7 +26,7 @@ class Quantizer {
         method_(method_named(job.recipe.method)),
         output_(job.source, job.writer, job.recipe),
         stream_(job.backend, job.model, job.tokens) {
-    if (job.recipe.correct_drift) reference_.emplace(job.backend, job.model, job.tokens);
+    if (job.recipe.correct_drift || job.recipe.asymmetric) reference_.emplace(job.backend, job.model, job.tokens);
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
     report_.recipe = job.recipe;
     report_.calibration = job.tokens.source;
@@ -40,13 +40,16 @@ class Quantizer {
  private:
   void quantize_block(int64_t index);
   void quantize_head();
-  std::vector<Statistics> observe_whole(nn::Block& block);
-  Statistics gather(nn::Branch& branch, bool contract);
-  std::array<Statistics, 2> advance_reference(nn::Branch& branch);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
-                       const Statistics* reference, bool in_block);
-  void quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
-                      const Statistics* reference, bool in_block);
+  InputMoments empty_moments(int64_t features) const;
+  void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+           const TensorView& x_float);
+  void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                    const TensorView& hidden, const TensorView& hidden_float);
+  std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
+  InputMoments gather(nn::Branch& branch, nn::Branch* float_branch, bool contract);
+  void quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments, bool in_block);
+  void quantize_layer(nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
+                      const std::optional<DriftMoments>& drift, bool in_block);
   std::vector<float> float_weight(const nn::Linear& layer) const;
   OutputView kept_rows(const HiddenStream::Part& part) const {
     return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
@@ -78,62 +81,112 @@ QuantizeReport Quantizer::run() {
   return report_;
 }
 
-Statistics Quantizer::gather(nn::Branch& branch, bool contract) {
-  const nn::Linear& layer = contract ? branch.contract() : *branch.expand().front();
-  Statistics statistics(layer.in_features(), positions_, true);
-  StatisticsObserver observer(
-      job_.backend, [&](const nn::Linear& seen) { return &seen == &layer ? &statistics : nullptr; });
-  stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
-    const TensorView x = branch.expand_input(part.context, part.hidden);
-    if (!contract) return;
-    const TensorView u = branch.contract_input(part.context, x);
-    if (kept_inputs_) job_.backend.copy_to_device(kept_rows(part).as<void>(), u.data, u.bytes());
-  });
-  return statistics;
+InputMoments Quantizer::empty_moments(int64_t features) const {
+  InputMoments moments{Statistics(features, positions_, true), Statistics(features, 0, false), {}};
+  if (job_.recipe.asymmetric) moments.cross.resize(size_t(features * features));
+  return moments;
 }
 
-// The float weights do not change on the way, so one pass sees both inputs and moves the reference stream on.
-std::array<Statistics, 2> Quantizer::advance_reference(nn::Branch& branch) {
-  const nn::Linear *expand = branch.expand().front(), *contract = &branch.contract();
-  std::array<Statistics, 2> means{Statistics(expand->in_features(), positions_, false),
-                                  Statistics(contract->in_features(), positions_, false)};
-  StatisticsObserver observer(job_.backend, [&](const nn::Linear& seen) {
-    return &seen == expand ? &means[0] : &seen == contract ? &means[1] : nullptr;
+// x_float: the same tokens' input in the float model, or empty.
+void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                    const TensorView& x_float) {
+  const TensorView& positions = part.context.batch.positions;
+  moments.quantized.add(job_.backend, x, positions);
+  if (!x_float) return;
+  moments.reference.add(job_.backend, x_float, positions);
+  if (!moments.cross.empty())
+    job_.backend.run(SecondMoment{.a = x_float, .b = x, .out = moments.cross.data()});
+}
+
+// What the residual stream has lost, seen together with the input of the layer that adds to it.
+void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                             const TensorView& hidden, const TensorView& hidden_float) {
+  if (!job_.recipe.asymmetric) return;
+  const int64_t tokens = hidden.shape[0], width = hidden.shape[1];
+  if (moments.residual_sum.empty()) {
+    moments.residual_sum.resize(size_t(width));
+    moments.residual_cross.resize(size_t(width * x.shape[1]));
+  }
+  const OutputView lost = part.context.workspace.floats(hidden.shape);
+  job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = begin; i < end; ++i) {
+        lost.row(t)[i] = hidden_float.row(t)[i] - hidden.row(t)[i];
+        moments.residual_sum[size_t(i)] += double(lost.row(t)[i]);
+      }
   });
-  reference_->for_each_part(
-      &observer, [&](const HiddenStream::Part& part) { branch.forward(part.context, part.hidden); });
-  return means;
+  job_.backend.run(SecondMoment{.a = lost, .b = x, .out = moments.residual_cross.data()});
+}
+
+// The input that the expand layers share, or the contract layer's. The reference stream needs no quantized
+// layer, so it is moved on as soon as its last input has been seen.
+InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, bool contract) {
+  const auto input_of = [contract](nn::Branch& which, const HiddenStream::Part& part) {
+    const TensorView x = which.expand_input(part.context, part.hidden);
+    return contract ? which.contract_input(part.context, x) : x;
+  };
+  InputMoments moments =
+      empty_moments((contract ? branch.contract() : *branch.expand().front()).in_features());
+  for (int64_t index = 0; index < stream_.parts(); ++index)
+    stream_.with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+      const TensorView x = input_of(branch, part);
+      if (contract && kept_inputs_)
+        job_.backend.copy_to_device(kept_rows(part).as<void>(), x.data, x.bytes());
+      if (!float_branch) return add(moments, part, x, {});
+      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
+        const TensorView x_float = input_of(*float_branch, reference);
+        add(moments, part, x, x_float);
+        if (!contract) return;
+        add_residual(moments, part, x, part.hidden, reference.hidden);
+        float_branch->finish(reference.context, x_float, reference.hidden);
+      });
+    });
+  return moments;
 }
 
 // The paper's way: every layer of the block sees what the unquantized block computes from the quantized
-// prefix.
-std::vector<Statistics> Quantizer::observe_whole(nn::Block& block) {
-  std::vector<Statistics> inputs;
-  std::vector<const nn::Linear*> layers;
-  for (const auto& branch : block.branches)
-    for (const nn::Linear* layer : {static_cast<const nn::Linear*>(branch->expand().front()),
-                                    static_cast<const nn::Linear*>(&branch->contract())}) {
-      layers.push_back(layer);
-      inputs.emplace_back(layer->in_features(), positions_, true);
-    }
-  StatisticsObserver observer(job_.backend, [&](const nn::Linear& seen) -> Statistics* {
-    for (size_t i = 0; i < layers.size(); ++i)
-      if (layers[i] == &seen) return &inputs[i];
-    return nullptr;
-  });
-  stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
-    const OutputView copy = part.context.workspace.floats(part.hidden.shape);
-    job_.backend.copy_to_device(copy.as<void>(), part.hidden.data, part.hidden.bytes());
-    for (const auto& branch : block.branches) branch->forward(part.context, copy);
-  });
-  return inputs;
+// prefix. Two entries per branch: the expand layers' input and the contract layer's.
+std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* float_block) {
+  std::vector<InputMoments> all;
+  for (const auto& branch : block.branches) {
+    all.push_back(empty_moments(branch->expand().front()->in_features()));
+    all.push_back(empty_moments(branch->contract().in_features()));
+  }
+  for (int64_t index = 0; index < stream_.parts(); ++index)
+    stream_.with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+      const OutputView hidden = part.context.workspace.floats(part.hidden.shape);
+      job_.backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
+      const auto walk = [&](const HiddenStream::Part* reference) {
+        for (size_t i = 0; i < block.branches.size(); ++i) {
+          nn::Branch& branch = *block.branches[i];
+          const TensorView x = branch.expand_input(part.context, hidden);
+          const TensorView u = branch.contract_input(part.context, x);
+          TensorView x_float, u_float;
+          if (reference) {
+            nn::Branch& float_branch = *float_block->branches[i];
+            x_float = float_branch.expand_input(reference->context, reference->hidden);
+            u_float = float_branch.contract_input(reference->context, x_float);
+          }
+          add(all[2 * i], part, x, x_float);
+          add(all[2 * i + 1], part, u, u_float);
+          if (reference) {
+            add_residual(all[2 * i + 1], part, u, hidden, reference->hidden);
+            float_block->branches[i]->finish(reference->context, u_float, reference->hidden);
+          }
+          branch.finish(part.context, u, hidden);
+        }
+      };
+      if (!float_block) return walk(nullptr);
+      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) { walk(&reference); });
+    });
+  return all;
 }
 
 void Quantizer::quantize_block(int64_t index) {
   const std::unique_ptr<nn::Block> block = job_.model.make_block(index);
   const std::unique_ptr<nn::Block> float_block = reference_ ? job_.model.make_block(index) : nullptr;
-  std::vector<Statistics> whole;
-  if (job_.recipe.one_pass) whole = observe_whole(*block);
+  std::vector<InputMoments> whole;
+  if (job_.recipe.one_pass) whole = observe_whole(*block, float_block.get());
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
     const int64_t width = branch.contract().in_features();
@@ -141,13 +194,13 @@ void Quantizer::quantize_block(int64_t index) {
     // attention, the dearest part, then runs once.
     if (!reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
       kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_.rows(), width});
-    std::optional<std::array<Statistics, 2>> float_means;
-    if (float_block) float_means = advance_reference(*float_block->branches[i]);
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = contract ? std::vector{&branch.contract()} : branch.expand();
-      const Statistics input =
-          job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)]) : gather(branch, contract);
-      quantize_layers(layers, input, float_means ? &(*float_means)[size_t(contract)] : nullptr, true);
+      const InputMoments moments =
+          job_.recipe.one_pass
+              ? std::move(whole[2 * i + size_t(contract)])
+              : gather(branch, float_block ? float_block->branches[i].get() : nullptr, contract);
+      quantize_layers(layers, moments, true);
     }
     stream_.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
       if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
@@ -159,27 +212,28 @@ void Quantizer::quantize_block(int64_t index) {
 
 void Quantizer::quantize_head() {
   nn::Linear& head = job_.model.lm_head();
-  const auto input_of_head = [&](HiddenStream& stream, bool moments) {
-    Statistics statistics(head.in_features(), 0, moments);
-    StatisticsObserver observer(
-        job_.backend, [&](const nn::Linear& seen) { return &seen == &head ? &statistics : nullptr; });
-    stream.for_each_part(
-        &observer, [&](const HiddenStream::Part& part) { job_.model.head_input(part.context, part.hidden); });
-    return statistics;
-  };
-  const Statistics input = input_of_head(stream_, true);
-  std::optional<Statistics> reference;
-  if (reference_) reference = input_of_head(*reference_, false);
-  quantize_layers({&head}, input, reference ? &*reference : nullptr, false);
+  InputMoments moments = empty_moments(head.in_features());
+  for (int64_t index = 0; index < stream_.parts(); ++index)
+    stream_.with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+      const TensorView x = job_.model.head_input(part.context, part.hidden);
+      if (!reference_) return add(moments, part, x, {});
+      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
+        add(moments, part, x, job_.model.head_input(reference.context, reference.hidden));
+      });
+    });
+  quantize_layers({&head}, moments, false);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
-                                const Statistics* reference, bool in_block) {
-  LayerInput shared(
-      job_.backend, activation_curvature(input, job_.recipe.compensation == Compensation::joint),
-      {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order}, layers.front()->name);
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments,
+                                bool in_block) {
+  const bool centred = job_.recipe.compensation == Compensation::joint;
+  LayerInput shared(job_.backend, activation_curvature(moments.quantized, centred),
+                    {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
+                    layers.front()->name);
+  std::optional<DriftMoments> drift;
+  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
   for (nn::Linear* layer : layers) {
-    quantize_layer(*layer, shared, input, reference, in_block);
+    quantize_layer(*layer, shared, moments, drift, in_block);
     job_.progress({++done_, total_, layer->name});
   }
 }
@@ -205,8 +259,8 @@ std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
   return weight;
 }
 
-void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
-                               const Statistics* reference, bool in_block) {
+void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
+                               const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid =
@@ -216,13 +270,15 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Stat
     return;
   }
   const std::vector<float> weight = float_weight(layer);
+  std::vector<float> target;
+  if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
   try {
     solution =
         method_.solve(job_.backend, {.name = layer.name,
                                      .out_features = layer.out_features(),
                                      .in_features = in,
-                                     .weight = weight,
+                                     .weight = target.empty() ? weight : target,
                                      .grid = grid,
                                      .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
                                      .options = job_.recipe.options,
@@ -231,8 +287,16 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Stat
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
+  std::vector<double> residual_drift(moments.residual_sum);
+  for (double& value : residual_drift) value /= double(moments.quantized.count);
   const CompensationResult result =
-      compensate(job_.backend, weight, solution.matrix, input, reference, job_.recipe.compensation);
+      compensate(job_.backend, {.weight = weight,
+                                .target = target.empty() ? weight : target,
+                                .quantized = solution.matrix,
+                                .input = moments.quantized,
+                                .reference = moments.has_reference() ? &moments.reference : nullptr,
+                                .residual_drift = residual_drift,
+                                .kind = job_.recipe.compensation});
   output_.add_matrix(layer.name, solution.matrix);
   compensate_layer(layer, result, in_block);
   report_.layers.push_back({.name = layer.name,

@@ -67,6 +67,9 @@ void Recipe::check() const {
            "its codes do not depend on the inputs; use --compensate channel");
   }
   check_options(solver, *this);
+  if (asymmetric && !solver.uses_curvature)
+    throw Error(str("--asymmetric makes no sense with --method ", method,
+                    ": without feedback nothing is gained by moving the weights first"));
   if (correct_drift && compensation == Compensation::none)
     throw Error(
         "--correct-drift makes no sense with --compensate none: there is no bias correction to put it in");

@@ -68,6 +68,7 @@ struct Recipe {
       false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
 
   Compensation compensation = Compensation::joint;
+  bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
   /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.

@@ -1,0 +1,68 @@
+#include "quantize/target.h"
+
+namespace ballast {
+namespace {
+
+// rows · matrix for f32 [count, size] and [size, size].
+std::vector<float> product(Backend& backend, std::span<const float> rows, std::span<const float> matrix,
+                           int64_t size) {
+  const int64_t count = int64_t(rows.size()) / size;
+  std::vector<float> out(rows.size());
+  backend.run(RankUpdate{.e = {rows.data(), DType::f32, {count, size}},
+                         .u = {matrix.data(), DType::f32, {size, size}},
+                         .w = {out.data(), DType::f32, {count, size}}});
+  for (float& value : out) value = -value;
+  return out;
+}
+
+}  // namespace
+
+DriftMoments drift_moments(const InputMoments& moments, bool centred) {
+  const int64_t n = moments.quantized.features;
+  CHECK(int64_t(moments.cross.size()) == n * n && moments.has_reference());
+  const double scale = 1 / double(moments.quantized.count);
+  const std::vector<double> mean = moments.quantized.mean(), float_mean = moments.reference.mean();
+  DriftMoments drift{std::vector<float>(size_t(n * n)),
+                     std::vector<float>(moments.residual_cross.size())};
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const size_t at = size_t(i * n + j);
+      double value = (moments.cross[at] - moments.quantized.moment[at]) * scale;
+      if (centred) value -= (float_mean[size_t(i)] - mean[size_t(i)]) * mean[size_t(j)];
+      drift.input[at] = float(value);
+    }
+  for (size_t at = 0; at < drift.residual.size(); ++at) {
+    double value = moments.residual_cross[at] * scale;
+    if (centred) value -= moments.residual_sum[at / size_t(n)] * scale * mean[at % size_t(n)];
+    drift.residual[at] = float(value);
+  }
+  return drift;
+}
+
+std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,
+                                     const DriftMoments& drift, const InverseFactor& factor) {
+  const int64_t n = factor.size, rows = int64_t(weight.size()) / n;
+  std::vector<float> correlated = product(backend, weight, drift.input, n);
+  if (!drift.residual.empty()) {
+    CHECK(drift.residual.size() == correlated.size());
+    for (size_t i = 0; i < correlated.size(); ++i) correlated[i] += drift.residual[i];
+  }
+  std::vector<float> ordered(correlated.size()), transposed(factor.u.size());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < n; ++i)
+      ordered[size_t(r * n + i)] = correlated[size_t(r * n + factor.order[size_t(i)])];
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = i; j < n; ++j) transposed[size_t(j * n + i)] = factor.u[size_t(i * n + j)];
+  // (H + λI)⁻¹ = Uᵀ·U
+  const std::vector<float> shift =
+      product(backend, product(backend, ordered, transposed, n), factor.u, n);
+  std::vector<float> target(weight.begin(), weight.end());
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t column = factor.order[size_t(i)];
+    if (factor.dead[size_t(column)]) continue;
+    for (int64_t r = 0; r < rows; ++r) target[size_t(r * n + column)] += shift[size_t(r * n + i)];
+  }
+  return target;
+}
+
+}  // namespace ballast
