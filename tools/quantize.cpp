@@ -26,6 +26,7 @@ constexpr uint64_t kLargestText = uint64_t(4) << 30;
 struct QuantizeOptions {
   std::string model, output, report;
   Recipe recipe;
+  std::string scale_scope = "channel";
   std::string compensation;           ///< empty: the method's default
   std::optional<bool> correct_drift;  ///< empty: the method's default
   std::vector<std::string> overrides, skips;
@@ -76,6 +77,10 @@ LayerOverride parse_override(const std::string& text) {
 
 Recipe finished_recipe(const QuantizeOptions& options) {
   Recipe recipe = options.recipe;
+  recipe.fill_defaults();
+  if (options.scale_scope != "channel" && options.scale_scope != "layer")
+    throw Error(fmt::format("--scale-scope is \"{}\", expected channel or layer", options.scale_scope));
+  recipe.options.per_layer = options.scale_scope == "layer";
   // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
   // earlier layers do.
   const bool feedback = method_named(recipe.method).uses_curvature;
@@ -303,31 +308,63 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   });
 }
 
+// Flags of single methods; Recipe::check refuses them with others.
+void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale_scope) {
+  const auto option = [&app](const char* flag, auto& value, const char* type, const char* help) {
+    return app.add_option(flag, value, help)->type_name(type);
+  };
+  option("--sweeps", method.sweeps, "N",
+         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 8 with comq, else 0");
+  app.add_flag("--anneal,!--no-anneal", method.anneal,
+               "6 sweeps or more begin with heavy damping that falls from sweep to sweep. Default: on");
+  app.add_flag("--greedy-order", method.greedy_order,
+               "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
+  app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
+               "Sweeps also refit scales, in closed form. Default: on");
+  option("--scale-scope", scale_scope, "NAME",
+         "comq: channel (each row or group its own scale) or layer (one for all rows)")
+      ->capture_default_str();
+  option("--outlier-threshold", method.outlier_threshold, "X",
+         "spqr: weights whose error exceeds this share of the mean sensitivity keep 16 bits; inf: none")
+      ->capture_default_str();
+  option("--stat-bits", method.stat_bits, "N", "spqr: bits of the quantized scales and zero points, 1 to 8")
+      ->capture_default_str();
+  option("--block-size", method.block_size, "N", "billm: columns that share salient columns and coefficients")
+      ->capture_default_str();
+}
+
 }  // namespace
 
 Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   auto options = std::make_shared<QuantizeOptions>();
   Recipe& recipe = options->recipe;
-  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 2, 3, 4 or 8 bits, without training");
+  // Open until the method is known: Recipe::fill_defaults.
+  recipe.grid.bits = 0;
+  recipe.grid.group_size = -1;
+  recipe.damping = -1;
+  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 1, 2, 3, 4 or 8 bits, without training");
   const auto option = [app](const char* flag, auto& value, const char* type, const char* help) {
     return app->add_option(flag, value, help)->type_name(type);
   };
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
-  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8")->required();
-  option("--group-size", recipe.grid.group_size, "N", "Columns that share a scale; 0: the whole row")
-      ->capture_default_str();
+  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8; billm has no choice");
+  option("--group-size", recipe.grid.group_size, "N",
+         "Columns that share a scale; 0: the whole row. Default: 0; 16 with spqr");
   app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
-  option("--method", recipe.method, "NAME", "rtn (round to nearest) or gptq (error feedback)")
+  option("--method", recipe.method, "NAME",
+         "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose scales "
+         "are quantized too, outliers in 16 bits; billm: signs with scales per row and block")
       ->capture_default_str();
+  add_method_options(*app, recipe.options, options->scale_scope);
   option("--compensate", options->compensation, "NAME",
          "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; "
          "position: channel "
-         "plus a vector per position. Default: joint with gptq, channel with rtn");
+         "plus a vector per position. Default: channel with rtn, joint with the others");
   // A plain flag on an optional would be set to false where the flag is absent.
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
-      "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
+      "Biases also take out the mean shift left by earlier layers. Default: on, off with rtn");
   app->add_option_function<std::string>(
          "--curvature", [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
          "What an error costs: activation (the layer's output error), output-adaptive (OAC) or guided, from "
@@ -340,8 +377,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag("--asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
-         "Share of the mean diagonal added to the Hessian; raised by itself on failure")
-      ->capture_default_str();
+         "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01; 1 with spqr");
   app->add_flag("--act-order", recipe.act_order, "Columns by descending input power; implies static groups");
   app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
   app->add_flag("--one-pass", recipe.one_pass,
