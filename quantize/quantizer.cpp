@@ -13,6 +13,7 @@
 #include "quantize/records.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
+#include "quantize/tuning.h"
 
 namespace ballast {
 namespace {
@@ -63,7 +64,8 @@ class Quantizer {
   LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
   LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                     const std::optional<DriftMoments>& drift, bool in_block);
-  void install(nn::Linear& layer, const LayerRecord& record, bool in_block);
+  void install(nn::Linear& layer, LayerRecord record, bool in_block);
+  void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
 
   std::vector<float> float_weight(const nn::Linear& layer) const;
@@ -80,6 +82,7 @@ class Quantizer {
   std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
+  std::vector<LayerRecord> untuned_;  ///< layers of the blocks that are written when they have been tuned
   QuantizeProgress progress_;
   QuantizeReport report_;
 };
@@ -89,6 +92,17 @@ QuantizeReport Quantizer::run() {
   progress_.total = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
   for (int64_t index = 0; index < job_.model.facts().layers; ++index) quantize_block(index);
   if (job_.recipe.head_bits) quantize_head();
+  if (job_.recipe.tune_epochs > 0) {
+    reference_.reset();
+    gradients_.reset();
+    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
+                                     {.epochs = job_.recipe.tune_epochs}, [](int64_t, int64_t) {});
+    fprintf(stderr, "tuned %f -> %f\n", result.before, result.after);
+    for (LayerRecord& record : untuned_) {
+      record.bias = output_.stored(record.report.name, std::move(record.bias));
+      write(record, true);
+    }
+  }
   if (job_.journal && stream_) job_.journal->append(kAllLayers, {});
   output_.finish(report_, biases_added_);
   report_.output_bytes = output_.tensor_bytes();
@@ -338,9 +352,9 @@ void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const In
       install_settled({layer}, in_block);
       continue;
     }
-    const LayerRecord record = solve(*layer, shared, moments, drift, in_block);
+    LayerRecord record = solve(*layer, shared, moments, drift, in_block);
     if (job_.journal) job_.journal->append(layer_key(layer->name), to_bytes(record));
-    install(*layer, record, in_block);
+    install(*layer, std::move(record), in_block);
   }
 }
 
@@ -449,25 +463,37 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
 }
 
 // The same for a layer just solved and for one that an earlier run recorded.
-void Quantizer::install(nn::Linear& layer, const LayerRecord& record, bool in_block) {
+void Quantizer::install(nn::Linear& layer, LayerRecord record, bool in_block) {
   const int64_t out = layer.out_features();
   if (out_features(record.matrix) != out || in_features(record.matrix) != layer.in_features())
     throw Error(layer.name + ": its record is of another shape; start over with --force");
-  output_.add_matrix(layer.name, record.matrix);
   report_.layers.push_back(record.report);
-  if (in_block) layer.weight = Weight::quantized(job_.backend, record.matrix);
-  if (!record.bias.empty()) {
-    // Only the six layers of a block can hold a bias in the published configuration.
-    output_.add_vector(layer.name, in_block ? ".bias" : ".compensation", record.bias, {out});
-    biases_added_ |= in_block && !layer.bias;
-    if (in_block) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+  biases_added_ |= in_block && !layer.bias && !record.bias.empty();
+  if (in_block) {
+    layer.weight = Weight::quantized(job_.backend, record.matrix);
+    if (!record.bias.empty()) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+    if (!record.positions.empty())
+      layer.position_bias = Tensor::from_floats(job_.backend, record.positions,
+                                                {int64_t(record.positions.size()) / out, out});
   }
-  if (!record.positions.empty()) {
-    const int64_t positions = int64_t(record.positions.size()) / out;
-    output_.add_vector(layer.name, ".position_compensation", record.positions, {positions, out});
-    layer.position_bias = Tensor::from_floats(job_.backend, record.positions, {positions, out});
+  if (in_block && job_.recipe.tune_epochs > 0) {
+    untuned_.push_back(std::move(record));
+  } else {
+    write(record, in_block);
   }
   tell_progress(layer);
+}
+
+void Quantizer::write(const LayerRecord& record, bool in_block) {
+  const std::string& name = record.report.name;
+  const int64_t out = out_features(record.matrix);
+  output_.add_matrix(name, record.matrix);
+  // Only the six layers of a block can hold a bias in the published configuration.
+  if (!record.bias.empty())
+    output_.add_vector(name, in_block ? ".bias" : ".compensation", record.bias, {out});
+  if (!record.positions.empty())
+    output_.add_vector(name, ".position_compensation", record.positions,
+                       {int64_t(record.positions.size()) / out, out});
 }
 
 }  // namespace

@@ -90,6 +90,12 @@ void Recipe::check() const {
     throw Error("--one-pass makes no sense with a curvature from gradients: it has passes of its own");
   if (curvature_groups < 1)
     throw Error(str("--curvature-groups is ", curvature_groups, ", expected 1 or more"));
+  if (tune_epochs < 0 || tune_epochs > 1000)
+    throw Error(str("--tune is ", tune_epochs, ", expected 0 to 1000"));
+  if (tune_epochs > 0 && !solver.has_uniform_grid)
+    throw Error(str("--tune makes no sense with --method ", method, ": only a uniform grid's scales are moved"));
+  if (tune_epochs > 0 && (compensation == Compensation::none || compensation == Compensation::position))
+    throw Error("--tune moves biases: it goes with --compensate channel or joint");
   if (asymmetric && !solver.uses_curvature)
     throw Error(str("--asymmetric makes no sense with --method ", method,
                     ": without feedback nothing is gained by moving the weights first"));

@@ -82,6 +82,7 @@ struct Recipe {
 
   Compensation compensation = Compensation::joint;
   bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
+  int tune_epochs = 0;         ///< after all layers, see tuning.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
   /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.

@@ -374,6 +374,9 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--curvature-groups", recipe.curvature_groups, "N",
          "guided: runs of rows with a curvature of their own, at most")
       ->capture_default_str();
+  option("--tune", recipe.tune_epochs, "N",
+         "In the end move scales and biases together towards the float model, N passes over the calibration text")
+      ->capture_default_str();
   app->add_flag("--asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
