@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "engine/core/process.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "quantize/calibration.h"
 #include "quantize/gradient_statistics.h"
 #include "quantize/methods.h"
@@ -391,12 +391,12 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
 
 std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
   std::vector<float> weight;
-  if (has_packed_weight(job_.source, layer.name)) {
-    const AffineMatrix matrix =
-        read_packed(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(matrix.codes.size());
-    for (int64_t row = 0; row < matrix.out_features; ++row)
-      matrix.decode_row(row, weight.data() + row * matrix.in_features);
+  if (has_quantized_weight(job_.source, layer.name)) {
+    const QuantizedMatrix matrix =
+        read_quantized(job_.source, layer.name, layer.out_features(), layer.in_features());
+    weight.resize(size_t(layer.out_features() * layer.in_features()));
+    for (int64_t row = 0; row < layer.out_features(); ++row)
+      decode_row(matrix, row, weight.data() + row * layer.in_features());
   } else {
     const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
     weight = job_.source.floats(tensor);
