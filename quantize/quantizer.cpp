@@ -281,6 +281,7 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Inpu
                                      .weight = target.empty() ? weight : target,
                                      .grid = grid,
                                      .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                                     .options = job_.recipe.options,
                                      .input = &shared});
   } catch (const Error& error) {
     const std::string what = error.what();
