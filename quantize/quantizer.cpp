@@ -11,6 +11,7 @@
 #include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/records.h"
+#include "quantize/source_weight.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
 #include "quantize/tuning.h"
@@ -68,7 +69,6 @@ class Quantizer {
   void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
 
-  std::vector<float> float_weight(const nn::Linear& layer) const;
   OutputView kept_rows(const HiddenStream::Part& part) const {
     return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
   }
@@ -389,33 +389,12 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
   job_.progress(progress_);
 }
 
-std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
-  std::vector<float> weight;
-  if (has_quantized_weight(job_.source, layer.name)) {
-    const QuantizedMatrix matrix =
-        read_quantized(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(size_t(layer.out_features() * layer.in_features()));
-    for (int64_t row = 0; row < layer.out_features(); ++row)
-      decode_row(matrix, row, weight.data() + row * layer.in_features());
-  } else {
-    const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
-    weight = job_.source.floats(tensor);
-    job_.source.release(tensor);
-  }
-  for (size_t i = 0; i < weight.size(); ++i)
-    if (!std::isfinite(weight[i]))
-      throw Error(str(layer.name, ".weight: element [", int64_t(i) / layer.in_features(), ", ",
-                      int64_t(i) % layer.in_features(), "] is ", weight[i],
-                      "; a model with non-finite weights cannot be quantized"));
-  return weight;
-}
-
 LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                              const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid = grid_of(layer, in_block);
-  const std::vector<float> weight = float_weight(layer);
+  const std::vector<float> weight = source_weight(job_.source, layer);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
