@@ -242,6 +242,7 @@ template <class Work>
 void saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& plan, const Journal& journal,
                          const Work& work) {
   const auto kept = [&] {
+    if (journal.count("") == 0) return std::string("nothing was finished");
     return fmt::format("{} of {} modules are kept in {}; the same command with --resume goes on from there",
                        journal.count(layer_key("")), plan.modules, options.output);
   };
@@ -251,8 +252,8 @@ void saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& pla
     spdlog::warn("interrupted; {}", kept());
     throw;
   } catch (const RuntimeFailure& failure) {
-    throw RuntimeFailure(fmt::format("{}; {} and needs about {} of disk space", failure.what(), kept(),
-                                     human_bytes(1.05 * double(space_needed(plan, journal)))));
+    throw RuntimeFailure(fmt::format("{}; about {} of disk space are still needed; {}", failure.what(),
+                                     human_bytes(1.05 * double(space_needed(plan, journal))), kept()));
   }
 }
 
