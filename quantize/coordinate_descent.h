@@ -7,6 +7,10 @@
 // then allows are better, and the scales of a row are solved for together. No step raises the objective (beyond f32 rounding; rows that end above where
 // they began are put back).
 //
+// Annealing: sweeps begin with a damping that all but turns H into the identity, and it falls by a constant factor
+// from sweep to sweep. What rounding alone wants then bends gradually into what H wants, and descent ends in far
+// better minima than from any start with H itself.
+//
 // Differs from COMQ: residuals of the layer's inputs are replaced by their second moment, the same thing for any
 // number of inputs; the greedy order can be confined to blocks.
 #pragma once
@@ -20,9 +24,17 @@
 
 namespace ballast {
 
+/// Order in which coordinate descent visits the columns of a row.
+enum class ColumnOrder : uint8_t {
+  natural,  ///< as stored
+  blocks,   ///< blocks of columns by descending input power, inside a block as greedy
+  greedy,   ///< by descending ‖x_j‖·|w_j|, each row its own (arXiv 2403.07134, §3)
+};
+
 struct CoordinateOptions {
   int sweeps = 3;  ///< at most; stops when a sweep moves nothing
-  ColumnOrder order = ColumnOrder::blocks;
+  ColumnOrder order = ColumnOrder::natural;
+  bool anneal = true;            ///< see above; from 6 sweeps on
   bool refit_scales = true;      ///< closed form, rounded to binary16
   bool per_layer = false;        ///< one scale for all rows and groups; they must be equal already
   bool move_zero_points = true;  ///< not for a symmetric grid

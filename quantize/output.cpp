@@ -85,6 +85,7 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
   quantization["damp_percent"] = recipe_.damping;
   quantization["meta"] = {{"quantizer", "ballast"},
                           {"method", recipe_.method},
+                          {"bits_per_weight", report.bits_per_weight()},
                           {"compensation", name_of(recipe_.compensation)},
                           {"correct_drift", recipe_.correct_drift},
                           {"calibration", report.calibration},

@@ -7,6 +7,7 @@
 #include "engine/core/process.h"
 #include "engine/io/packed.h"
 #include "quantize/calibration.h"
+#include "quantize/gradient_statistics.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/records.h"
@@ -57,6 +58,9 @@ class Quantizer {
   bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
   void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
   void quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments, bool in_block);
+  void gather_block_gradients(int64_t first);
+  std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
+  LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
   LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                     const std::optional<DriftMoments>& drift, bool in_block);
   void install(nn::Linear& layer, const LayerRecord& record, bool in_block);
@@ -73,6 +77,7 @@ class Quantizer {
   std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
   Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
+  std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
   QuantizeProgress progress_;
@@ -217,6 +222,7 @@ void Quantizer::quantize_block(int64_t index) {
       block->branches.begin(), block->branches.end(), [&](const std::unique_ptr<nn::Branch>& branch) {
         return settled(layers_of(*branch, false), true) && settled(layers_of(*branch, true), true);
       });
+  if (!block_settled) gather_block_gradients(index);
   std::vector<InputMoments> whole;
   if (job_.recipe.one_pass && !block_settled) whole = observe_whole(*block, float_block.get());
   for (size_t i = 0; i < block->branches.size(); ++i) {
@@ -248,6 +254,7 @@ void Quantizer::quantize_block(int64_t index) {
 void Quantizer::quantize_head() {
   nn::Linear& head = job_.model.lm_head();
   if (settled({&head}, false)) return install_settled({&head}, false);
+  gather_block_gradients(job_.model.facts().layers);
   InputMoments moments = empty_moments(head.in_features());
   for (int64_t index = 0; index < stream_->parts(); ++index)
     stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
@@ -258,6 +265,64 @@ void Quantizer::quantize_head() {
       });
     });
   quantize_layers({&head}, moments, false);
+}
+
+// Gradients are taken where the quantized prefix ends, of the block and all behind it in float.
+void Quantizer::gather_block_gradients(int64_t first) {
+  const Recipe& recipe = job_.recipe;
+  if (recipe.curvature == CurvatureKind::activation) return;
+  const bool guided = recipe.curvature == CurvatureKind::guided, head = first == job_.model.facts().layers;
+  gradients_ = gather_gradients(
+      {.backend = job_.backend,
+       .model = job_.model,
+       .stream = *stream_,
+       .first = first,
+       .observed = head ? 0 : 1,
+       .head = head,
+       .kinds = {.output_adaptive = !guided,
+                 .guided_groups = guided ? (method_.row_unit ? recipe.curvature_groups : 1) : 0}});
+  if (!head) job_.model.unload_block(first);
+}
+
+// One for each run of rows that has a curvature of its own; none where the inputs' own moments serve.
+std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) const {
+  std::vector<LayerInput> inputs;
+  const LayerGradients* gradients = gradients_ ? gradients_->find(layer.name) : nullptr;
+  if (!gradients) return inputs;
+  const FactorOptions options{.damping = job_.recipe.damping, .act_order = job_.recipe.act_order};
+  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const auto add = [&](const ExtendedMoment& moment) {
+    inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
+  };
+  if (job_.recipe.curvature == CurvatureKind::output_adaptive) add(gradients->output_adaptive);
+  else for (const ExtendedMoment& moment : gradients->guided) add(moment);
+  return inputs;
+}
+
+LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
+                                    std::vector<LayerInput> inputs) const {
+  if (inputs.size() <= 1) {
+    problem.input = inputs.empty() ? &shared : &inputs.front();
+    return method_.solve(job_.backend, problem);
+  }
+  const std::span<const float> weight = problem.weight;
+  const int64_t rows = problem.out_features, groups = int64_t(inputs.size());
+  std::optional<LayerSolution> all;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = group * rows / groups, last = (group + 1) * rows / groups;
+    problem.weight = weight.subspan(size_t(first * problem.in_features),
+                                    size_t((last - first) * problem.in_features));
+    problem.out_features = last - first;
+    problem.input = &inputs[size_t(group)];
+    LayerSolution part = method_.solve(job_.backend, problem);
+    if (!all) {
+      all = std::move(part);
+    } else {
+      append_rows(all->matrix, part.matrix);
+      all->damping = std::max(all->damping, part.damping);
+    }
+  }
+  return std::move(*all);
 }
 
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments,
@@ -341,14 +406,14 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
   try {
-    solution =
-        method_.solve(job_.backend, {.name = layer.name,
-                                     .out_features = layer.out_features(),
-                                     .in_features = in,
-                                     .weight = target.empty() ? weight : target,
-                                     .grid = grid,
-                                     .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
-                                     .input = &shared});
+    solution = solve_rows({.name = layer.name,
+                           .out_features = layer.out_features(),
+                           .in_features = in,
+                           .weight = target.empty() ? weight : target,
+                           .grid = grid,
+                           .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                           .options = job_.recipe.options},
+                          shared, gradient_inputs(layer));
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);

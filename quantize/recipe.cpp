@@ -1,5 +1,7 @@
 #include "quantize/recipe.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
 #include "quantize/methods.h"
 
@@ -11,9 +13,10 @@ constexpr std::pair<Compensation, const char*> kCompensations[] = {{Compensation
                                                                    {Compensation::joint, "joint"},
                                                                    {Compensation::position, "position"}};
 
-bool known_bits(int bits) {
-  return bits == 2 || bits == 3 || bits == 4 || bits == 8;
-}
+constexpr std::pair<CurvatureKind, const char*> kCurvatures[] = {
+    {CurvatureKind::activation, "activation"},
+    {CurvatureKind::output_adaptive, "output-adaptive"},
+    {CurvatureKind::guided, "guided"}};
 
 GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_features) {
   if (grid.group_size == 0 || grid.group_size > in_features) grid.group_size = in_features;
@@ -37,11 +40,34 @@ Compensation compensation_named(const std::string& name) {
   throw Error("--compensate is \"" + name + "\", expected none, channel, joint or position");
 }
 
+const char* name_of(CurvatureKind curvature) {
+  for (const auto& [value, name] : kCurvatures)
+    if (value == curvature) return name;
+  return "?";
+}
+
+CurvatureKind curvature_named(const std::string& name) {
+  for (const auto& [value, known] : kCurvatures)
+    if (name == known) return value;
+  throw Error("--curvature is \"" + name + "\", expected activation, output-adaptive or guided");
+}
+
+void Recipe::fill_defaults() {
+  const Method& solver = method_named(method);
+  if (grid.bits == 0) {
+    if (solver.bits.size() > 1) throw Error("--bits is missing: " + solver.widths());
+    grid.bits = solver.bits.front();
+  }
+  if (grid.group_size == -1) grid.group_size = solver.group_size;
+  if (damping == -1) damping = solver.damping;
+  if (options.sweeps == -1) options.sweeps = std::max(solver.sweeps, 0);
+}
+
 void Recipe::check() const {
   const Method& solver = method_named(method);
-  if (!known_bits(grid.bits)) throw Error(str("--bits is ", grid.bits, ", expected 2, 3, 4 or 8"));
-  if (head_bits != 0 && !known_bits(head_bits))
-    throw Error(str("--head-bits is ", head_bits, ", expected 2, 3, 4 or 8"));
+  if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
+  if (head_bits != 0 && !solver.has_width(head_bits))
+    throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
   if (grid.group_size < 0)
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink > 0 && grid.range_shrink <= 1))
@@ -57,15 +83,23 @@ void Recipe::check() const {
     refuse(compensation == Compensation::joint, "--compensate joint",
            "its codes do not depend on the inputs; use --compensate channel");
   }
+  if (curvature != CurvatureKind::activation && !solver.uses_curvature)
+    throw Error(str("--curvature ", name_of(curvature), " makes no sense with --method ", method,
+                    ": it looks at no inputs"));
+  if (curvature != CurvatureKind::activation && one_pass)
+    throw Error("--one-pass makes no sense with a curvature from gradients: it has passes of its own");
+  if (curvature_groups < 1)
+    throw Error(str("--curvature-groups is ", curvature_groups, ", expected 1 or more"));
   if (asymmetric && !solver.uses_curvature)
     throw Error(str("--asymmetric makes no sense with --method ", method,
                     ": without feedback nothing is gained by moving the weights first"));
+  check_options(solver, *this);
   if (correct_drift && compensation == Compensation::none)
     throw Error(
         "--correct-drift makes no sense with --compensate none: there is no bias correction to put it in");
   for (const LayerOverride& rule : overrides)
-    if (rule.bits != 0 && !known_bits(rule.bits))
-      throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", expected 2, 3, 4 or 8"));
+    if (rule.bits != 0 && !solver.has_width(rule.bits))
+      throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", ", solver.widths()));
 }
 
 GridOptions Recipe::grid_for(const std::string& module, int64_t in_features) const {
