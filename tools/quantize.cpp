@@ -215,9 +215,14 @@ nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& rep
   return json;
 }
 
-void print_report(const Run& run, const QuantizeReport& report, double calibration_seconds) {
-  const QuantizeOptions& options = run.options;
-  const nlohmann::json json = json_of(options, report, run.checkpoint, calibration_seconds);
+struct Outcome {
+  QuantizeReport report;
+  double calibration_seconds = 0;
+};
+
+void print_report(const QuantizeOptions& options, const Checkpoint& source, const Outcome& outcome) {
+  const auto& [report, calibration_seconds] = outcome;
+  const nlohmann::json json = json_of(options, report, source, calibration_seconds);
   if (!options.report.empty()) write_report(options.report, {{json, options.output}});
   if (options.json) return print_json(json);
   print(report.table());
@@ -252,7 +257,7 @@ Recipe with_widths(const Run& run, const CalibrationTokens& tokens) {
   return recipe;
 }
 
-void calibrate_and_quantize(const Run& run) {
+Outcome calibrate_and_quantize(const Run& run) {
   const Clock::time_point begun = Clock::now();
   const CalibrationTokens tokens = calibration_tokens(run);
   const double calibration_seconds = seconds_since(begun);
@@ -279,8 +284,7 @@ void calibrate_and_quantize(const Run& run) {
                                                     human_seconds(each * double(at.total - at.done))));
                       }});
   progress.finish();
-  run.journal.finish();
-  print_report(run, report, calibration_seconds);
+  return {report, calibration_seconds};
 }
 
 // All that the output's bytes depend on. Names of files do not count, their content does.
@@ -310,20 +314,21 @@ uint64_t space_needed(const QuantizePlan& plan, const Journal& journal) {
 
 // Runs `work`; when it is cut short, says what is kept and how to go on.
 template <class Work>
-void saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& plan, const Journal& journal,
+auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& plan, const Journal& journal,
                          const Work& work) {
   const auto kept = [&] {
+    if (journal.count("") == 0) return std::string("nothing was finished");
     return fmt::format("{} of {} modules are kept in {}; the same command with --resume goes on from there",
                        journal.count(layer_key("")), plan.modules, options.output);
   };
   try {
-    work();
+    return work();
   } catch (const Interrupted&) {
     spdlog::warn("interrupted; {}", kept());
     throw;
   } catch (const RuntimeFailure& failure) {
-    throw RuntimeFailure(fmt::format("{}; {} and needs about {} of disk space", failure.what(), kept(),
-                                     human_bytes(1.05 * double(space_needed(plan, journal)))));
+    throw RuntimeFailure(fmt::format("{}; about {} of disk space are still needed; {}", failure.what(),
+                                     human_bytes(1.05 * double(space_needed(plan, journal))), kept()));
   }
 }
 
@@ -358,9 +363,12 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
     spdlog::info("resumed, {} of {} modules done", journal.count(layer_key("")), plan.modules);
   else if (options.resume)
     spdlog::info("{}: nothing to resume, starting", options.output);
-  saying_what_is_kept(options, plan, journal, [&] {
-    calibrate_and_quantize({options, global, recipe, checkpoint, *backend, *model, writer, journal, length});
+  const Outcome outcome = saying_what_is_kept(options, plan, journal, [&] {
+    return calibrate_and_quantize(
+        {options, global, recipe, checkpoint, *backend, *model, writer, journal, length});
   });
+  journal.finish();
+  print_report(options, checkpoint, outcome);
 }
 
 // Flags of single methods; Recipe::check refuses them with others.
@@ -369,11 +377,13 @@ void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale
     return app.add_option(flag, value, help)->type_name(type);
   };
   option("--sweeps", method.sweeps, "N",
-         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 8 with comq, else 0");
+         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 8 with comq, "
+         "else 0");
   app.add_flag("--anneal,!--no-anneal", method.anneal,
                "6 sweeps or more begin with heavy damping that falls from sweep to sweep. Default: on");
-  app.add_flag("--greedy-order", method.greedy_order,
-               "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
+  app.add_flag(
+      "--greedy-order", method.greedy_order,
+      "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
   app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
                "Sweeps also refit scales, in closed form. Default: on");
   option("--scale-scope", scale_scope, "NAME",
@@ -397,7 +407,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   recipe.grid.bits = 0;
   recipe.grid.group_size = -1;
   recipe.damping = -1;
-  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 1, 2, 3, 4 or 8 bits, without training");
+  CLI::App* app =
+      root.add_subcommand("quantize", "Quantize a model to 1, 2, 3, 4 or 8 bits, without training");
   const auto option = [app](const char* flag, auto& value, const char* type, const char* help) {
     return app->add_option(flag, value, help)->type_name(type);
   };
@@ -416,7 +427,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
          "balanced: also targets and biases that make up for drift, about twice the time. best: then scales and biases "
          "tuned towards the float model, about ten times. Default: balanced, or none where --method is given");
   option("--method", recipe.method, "NAME",
-         "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose scales "
+         "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose "
+         "scales "
          "are quantized too, outliers in 16 bits; billm: signs with scales per row and block")
       ->capture_default_str();
   add_method_options(*app, recipe.options, options->scale_scope);
@@ -429,7 +441,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
       "Biases also take out the mean shift left by earlier layers. Default: on, off with rtn");
   app->add_option_function<std::string>(
-         "--curvature", [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
+         "--curvature",
+         [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
          "What an error costs: activation (the layer's output error), output-adaptive (OAC) or guided, from "
          "gradients of the loss")
       ->type_name("NAME")
