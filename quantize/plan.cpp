@@ -23,6 +23,9 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     plan.output_bytes += uint64_t(per_weight * in * out / 8 + in * 4);
     if (recipe.compensation == Compensation::position)
       plan.output_bytes += uint64_t(2 * double(length) * out);
+    plan.journal_bytes += uint64_t(per_weight * in * out / 8 + 4 * out);
+    if (recipe.compensation == Compensation::position)
+      plan.journal_bytes += uint64_t(4 * double(length) * out);
     plan.gigaflops += 2e-9 * in * in * (2 * out + in / 3);
     largest_layer = std::max(largest_layer, uint64_t(in * out));
     largest_moment = std::max(largest_moment, uint64_t(in * in));
@@ -52,6 +55,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     const nn::Linear& head = model.lm_head();
     count(head, recipe.head_grid(head.name, head.in_features()), false);
   }
+  plan.journal_bytes += uint64_t(tokens * 4);
   plan.bits_per_weight = plan.weights > 0 ? bits / double(plan.weights) : 0;
   const uint64_t streams =
       uint64_t(tokens) * uint64_t(model.facts().hidden) * 4 * (recipe.correct_drift ? 2 : 1);

@@ -1,4 +1,4 @@
-// Curvature from gradients against PyTorch's autograd in float64 (tools/golden_gradients.py) on tiny models.
+// Curvature from gradients against PyTorch's autograd in float64 (tools/golden_curvature.py) on tiny models.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -10,12 +10,12 @@
 namespace ballast {
 namespace {
 
-class ReferenceGradients : public testing::TestWithParam<const char*> {
+class ReferenceCurvature : public testing::TestWithParam<const char*> {
  protected:
   const std::string variant_ = GetParam();
   const nlohmann::json facts_ =
-      parse_json(read_file(golden_quantize() / "gradients.json", 1 << 20), "gradients.json").at(variant_);
-  const GoldenTensors tensors_{golden_quantize() / "gradients.safetensors"};
+      parse_json(read_file(golden_quantize() / "curvature.json", 1 << 20), "curvature.json").at(variant_);
+  const GoldenTensors tensors_{golden_quantize() / "curvature.safetensors"};
 
   GradientStatistics gather(const GradientKinds& kinds) const {
     const auto backend = find_backend({.device = "cpu"});
@@ -45,7 +45,7 @@ class ReferenceGradients : public testing::TestWithParam<const char*> {
   }
 };
 
-TEST_P(ReferenceGradients, OutputAdaptiveCurvatureIsThatOfAutograd) {
+TEST_P(ReferenceCurvature, OutputAdaptiveCurvatureIsThatOfAutograd) {
   const GradientStatistics got = gather({.output_adaptive = true});
   EXPECT_NEAR(got.loss, double(facts_.at("loss")), 1e-6 * got.loss);
   for (const std::string name : facts_.at("output_adaptive")) {
@@ -56,7 +56,7 @@ TEST_P(ReferenceGradients, OutputAdaptiveCurvatureIsThatOfAutograd) {
   }
 }
 
-TEST_P(ReferenceGradients, GuidedCurvatureIsThatOfAutograd) {
+TEST_P(ReferenceCurvature, GuidedCurvatureIsThatOfAutograd) {
   const int64_t groups = facts_.at("guided_groups");
   const GradientStatistics got = gather({.guided_groups = groups});
   for (const std::string name : facts_.at("guided")) {
@@ -71,7 +71,7 @@ TEST_P(ReferenceGradients, GuidedCurvatureIsThatOfAutograd) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, ReferenceGradients, testing::Values("plain", "post_norm_350m"),
+INSTANTIATE_TEST_SUITE_P(Models, ReferenceCurvature, testing::Values("plain", "post_norm_350m"),
                          [](const auto& variant) { return std::string(variant.param); });
 
 }  // namespace
