@@ -16,18 +16,35 @@ int64_t positions_per_part(const CalibrationTokens& tokens) {
 
 }  // namespace
 
+StoredRows::StoredRows(Backend& backend, int64_t rows, int64_t width)
+    : halves_(backend, DType::f16, {rows, width}), scales_(backend, DType::f32, {rows}) {}
+
+void StoredRows::store(Backend& backend, int64_t first, const TensorView& x) const {
+  const int64_t count = x.shape[0];
+  backend.run(StoreHalfRows{
+      .x = x, .halves = halves_.view().rows(first, count), .scales = scales_.view().rows(first, count)});
+}
+
+void StoredRows::load(Backend& backend, int64_t first, const OutputView& x) const {
+  const int64_t count = x.shape[0];
+  backend.run(LoadHalfRows{
+      .halves = halves_.view().rows(first, count), .scales = scales_.view().rows(first, count), .x = x});
+}
+
 HiddenStream::HiddenStream(Backend& backend, nn::Model& model, const CalibrationTokens& tokens)
     : backend_(backend),
       tokens_(tokens),
       samples_per_part_(samples_per_part(tokens)),
       workspace_(backend),
-      hidden_(backend, DType::f32, {tokens.samples * tokens.length, model.facts().hidden}),
+      hidden_(backend, tokens.samples * tokens.length, model.facts().hidden),
       cache_(backend, model.facts(), 1, positions_per_part(tokens)),
       cache_views_(size_t(model.facts().layers), cache_.views()[0]) {
-  for_each_part(nullptr, [&](const Part& part) { model.embed(part.context, part.hidden); });
+  walk(
+      nullptr, [&](const Part& part) { model.embed(part.context, part.hidden); }, false);
 }
 
-void HiddenStream::for_each_part(StatisticsObserver* observer, const std::function<void(const Part&)>& body) {
+void HiddenStream::walk(StatisticsObserver* observer, const std::function<void(const Part&)>& body,
+                        bool load) {
   for (int64_t first = 0; first < tokens_.samples; first += samples_per_part_) {
     const int64_t count = std::min(samples_per_part_, tokens_.samples - first);
     Batch batch;
@@ -41,8 +58,12 @@ void HiddenStream::for_each_part(StatisticsObserver* observer, const std::functi
     const nn::ForwardContext context{backend_, workspace_, rows, cache_views_, observer};
     if (observer) observer->positions(rows.positions);
     Workspace::Scope scope(workspace_);
-    body({context, hidden_.view().rows(first * tokens_.length, count * tokens_.length),
-          first * tokens_.length});
+    const int64_t first_row = first * tokens_.length;
+    const OutputView hidden = workspace_.floats({count * tokens_.length, hidden_.width()});
+    if (load) hidden_.load(backend_, first_row, hidden);
+    body({context, hidden, first_row});
+    // Whether or not the pass moved the stream: what was loaded is stored as the same bits.
+    hidden_.store(backend_, first_row, hidden);
     for (PageTable& table : pages) cache_.release(table);
   }
 }

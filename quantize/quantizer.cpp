@@ -43,14 +43,11 @@ class Quantizer {
   std::vector<Statistics> observe_whole(nn::Block& block);
   Statistics gather(nn::Branch& branch, bool contract);
   std::array<Statistics, 2> advance_reference(nn::Branch& branch);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
-                       const Statistics* reference, bool in_block);
+  void quantize_layers(const std::vector<nn::Linear*>& layers, Statistics input, const Statistics* reference,
+                       bool in_block);
   void quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
                       const Statistics* reference, bool in_block);
   std::vector<float> float_weight(const nn::Linear& layer) const;
-  OutputView kept_rows(const HiddenStream::Part& part) const {
-    return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
-  }
   void compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block);
 
   const QuantizeJob& job_;
@@ -58,7 +55,7 @@ class Quantizer {
   QuantizedOutput output_;
   HiddenStream stream_;
   std::optional<HiddenStream> reference_;
-  Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
+  StoredRows kept_inputs_;  ///< [rows, width], or empty: inputs of the branch's contract layer
   int64_t positions_ = 0;
   bool biases_added_ = false;
   int64_t done_ = 0, total_ = 0;
@@ -87,7 +84,7 @@ Statistics Quantizer::gather(nn::Branch& branch, bool contract) {
     const TensorView x = branch.expand_input(part.context, part.hidden);
     if (!contract) return;
     const TensorView u = branch.contract_input(part.context, x);
-    if (kept_inputs_) job_.backend.copy_to_device(kept_rows(part).as<void>(), u.data, u.bytes());
+    if (kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, u);
   });
   return statistics;
 }
@@ -140,20 +137,23 @@ void Quantizer::quantize_block(int64_t index) {
     // Without a reference stream its room holds the contract layer's inputs where they are no wider:
     // attention, the dearest part, then runs once.
     if (!reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
-      kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_.rows(), width});
+      kept_inputs_ = StoredRows(job_.backend, stream_.rows(), width);
     std::optional<std::array<Statistics, 2>> float_means;
     if (float_block) float_means = advance_reference(*float_block->branches[i]);
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = contract ? std::vector{&branch.contract()} : branch.expand();
-      const Statistics input =
+      Statistics input =
           job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)]) : gather(branch, contract);
-      quantize_layers(layers, input, float_means ? &(*float_means)[size_t(contract)] : nullptr, true);
+      quantize_layers(layers, std::move(input), float_means ? &(*float_means)[size_t(contract)] : nullptr,
+                      true);
     }
     stream_.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-      if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
-      branch.forward(part.context, part.hidden);
+      if (!kept_inputs_) return branch.forward(part.context, part.hidden);
+      const OutputView u = part.context.workspace.floats({part.hidden.shape[0], width});
+      kept_inputs_.load(job_.backend, part.first_row, u);
+      branch.finish(part.context, u, part.hidden);
     });
-    kept_inputs_ = Tensor();
+    kept_inputs_ = StoredRows();
   }
 }
 
@@ -167,18 +167,17 @@ void Quantizer::quantize_head() {
         &observer, [&](const HiddenStream::Part& part) { job_.model.head_input(part.context, part.hidden); });
     return statistics;
   };
-  const Statistics input = input_of_head(stream_, true);
+  Statistics input = input_of_head(stream_, true);
   std::optional<Statistics> reference;
   if (reference_) reference = input_of_head(*reference_, false);
-  quantize_layers({&head}, input, reference ? &*reference : nullptr, false);
+  quantize_layers({&head}, std::move(input), reference ? &*reference : nullptr, false);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, Statistics input,
                                 const Statistics* reference, bool in_block) {
-  LayerInput shared(job_.backend,
-                    activation_curvature(input, job_.recipe.compensation == Compensation::joint),
-                    {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
-                    layers.front()->name);
+  LayerInput shared(
+      job_.backend, activation_curvature(std::move(input), job_.recipe.compensation == Compensation::joint),
+      {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order}, layers.front()->name);
   for (nn::Linear* layer : layers) {
     quantize_layer(*layer, shared, input, reference, in_block);
     job_.progress({++done_, total_, layer->name});
@@ -231,8 +230,9 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Stat
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
-  const CompensationResult result = compensate(job_.backend, weight, solution.matrix, input,
-                                               reference, job_.recipe.compensation);
+  const CompensationResult result =
+      compensate(job_.backend, weight, solution.matrix, input, reference, job_.recipe.compensation,
+                 [&](std::span<const float> a) { return shared.output_power(a); });
   output_.add_matrix(layer.name, solution.matrix);
   compensate_layer(layer, result, in_block);
   report_.layers.push_back({.name = layer.name,

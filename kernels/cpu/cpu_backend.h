@@ -47,9 +47,12 @@ class CpuBackend final : public Backend {
   void run(const GatherRows& op) override;
   void run(const LayerNorm& op) override;
   void run(const Attention& op) override;
+  void run(const StoreHalfRows& op) override;
+  void run(const LoadHalfRows& op) override;
   void run(const SecondMoment& op) override;
   bool run(const FactorizeInverse& op) override;
   void run(const RankUpdate& op) override;
+  void run(const RoundColumns& op) override;
 
   using Backend::parallel_for;
   void parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) override;

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "quantize/curvature.h"
+
 namespace ballast {
 namespace {
 
@@ -18,19 +20,6 @@ std::vector<double> times(Backend& backend, std::span<const float> matrix,
     }
   });
   return out;
-}
-
-// tr(A·M·Aᵀ) for A f32 [rows, size] and the second moment M = E[xxᵀ]: E‖Ax‖²
-double output_power(Backend& backend, std::span<const float> a, const std::vector<float>& moment,
-                    int64_t size) {
-  const int64_t rows = int64_t(a.size()) / size;
-  std::vector<float> product(a.size());
-  backend.run(RankUpdate{.e = {a.data(), DType::f32, {rows, size}},
-                         .u = {moment.data(), DType::f32, {size, size}},
-                         .w = {product.data(), DType::f32, {rows, size}}});
-  double power = 0;
-  for (size_t i = 0; i < a.size(); ++i) power -= double(product[i]) * double(a[i]);
-  return power;
 }
 
 // (W − Q)·(E[x | p] − E[x]), f32 [positions, rows]; zeros for positions never seen
@@ -64,8 +53,9 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
 
 }  // namespace
 
-CompensationResult compensate(Backend& backend, std::span<const float> weight, const QuantizedMatrix& quantized,
-                              const Statistics& input, const Statistics* reference, Compensation kind) {
+CompensationResult compensate(Backend& backend, std::span<const float> weight,
+                              const QuantizedMatrix& quantized, const Statistics& input,
+                              const Statistics* reference, Compensation kind, OutputPower power) {
   const int64_t out = out_features(quantized), in = in_features(quantized);
   CHECK(int64_t(weight.size()) == out * in && input.features == in);
   std::vector<float> difference(weight.size());  // W − Q
@@ -101,14 +91,15 @@ CompensationResult compensate(Backend& backend, std::span<const float> weight, c
     }
   }
 
-  if (!input.moment.empty()) {
-    std::vector<float> moment(input.moment.size());
-    for (size_t i = 0; i < moment.size(); ++i) moment[i] = float(input.moment[i] / double(input.count));
-    const double power = output_power(backend, weight, moment, in);
-    const double before = output_power(backend, difference, moment, in);
+  if (!power && !input.moment.empty())
+    power = [&](std::span<const float> a) {
+      return quadratic_form(backend, symmetric_view(input.moment, in), a) / double(input.count);
+    };
+  if (power) {
+    const double whole = power(weight), before = power(difference);
     const double after = before - 2 * dot(constant, mean_error) + dot(constant, constant) - position_gain;
-    result.error_before = power > 0 ? before / power : 0;
-    result.error_after = power > 0 ? std::max(0.0, after) / power : 0;
+    result.error_before = whole > 0 ? before / whole : 0;
+    result.error_after = whole > 0 ? std::max(0.0, after) / whole : 0;
   }
   return result;
 }

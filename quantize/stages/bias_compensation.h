@@ -10,6 +10,7 @@
 // deviation.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -30,9 +31,14 @@ struct CompensationResult {
   double error_after = 0;
 };
 
+/// E‖Ax‖² over the calibration inputs, for A f32 [rows, in_features].
+using OutputPower = std::function<double(std::span<const float> a)>;
+
 /// `input`: of the stream that the quantized layer reads; `reference`: of the float stream, null unless drift
-/// is to be corrected. `weight`: the original, [out_features, in_features].
-CompensationResult compensate(Backend& backend, std::span<const float> weight, const QuantizedMatrix& quantized,
-                              const Statistics& input, const Statistics* reference, Compensation kind);
+/// is to be corrected. `weight`: the original, [out_features, in_features]. `power` is
+/// needed where the input's second moment has gone elsewhere.
+CompensationResult compensate(Backend& backend, std::span<const float> weight,
+                              const QuantizedMatrix& quantized, const Statistics& input,
+                              const Statistics* reference, Compensation kind, OutputPower power = {});
 
 }  // namespace ballast
