@@ -6,7 +6,7 @@ namespace ballast {
 
 Weight WeightLoader::weight(const std::string& name, int64_t rows, int64_t columns) const {
   if (has_packed_weight(checkpoint_, name))
-    return Weight::affine(backend_, read_packed(checkpoint_, name, rows, columns));
+    return Weight::quantized(backend_, read_packed(checkpoint_, name, rows, columns));
   return weight_from(name, rows, columns, 0);
 }
 

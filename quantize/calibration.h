@@ -15,6 +15,9 @@
 
 namespace ballast {
 
+/// Rows of one pass over the stream: some whole samples.
+int64_t calibration_part_rows(int64_t samples, int64_t length);
+
 /// Activations [rows, width] of all samples, kept as scaled binary16 (ops/half_rows.h): GPTQ's released code
 /// keeps its layer inputs in binary16, too.
 class StoredRows {
@@ -47,13 +50,17 @@ class HiddenStream {
     int64_t first_row;  ///< of the stream
   };
   /// Runs `body` on every part in order, `observer` seeing the positions of each.
-  void for_each_part(StatisticsObserver* observer, const std::function<void(const Part&)>& body) {
-    walk(observer, body, true);
+  void for_each_part(StatisticsObserver* observer, const std::function<void(const Part&)>& body);
+  /// The same for one part of parts(): how two streams are walked side by side.
+  void with_part(int64_t index, StatisticsObserver* observer, const std::function<void(const Part&)>& body) {
+    walk_part(index, observer, body, true);
   }
+  int64_t parts() const;
   int64_t rows() const { return hidden_.rows(); }
 
  private:
-  void walk(StatisticsObserver* observer, const std::function<void(const Part&)>& body, bool load);
+  void walk_part(int64_t index, StatisticsObserver* observer, const std::function<void(const Part&)>& body,
+                 bool load);
 
   Backend& backend_;
   const CalibrationTokens& tokens_;

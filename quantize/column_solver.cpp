@@ -29,20 +29,23 @@ std::vector<double> checked_diagonal(const Curvature& curvature, const std::stri
   return diagonal;
 }
 
-// The weights that the walk changes, columns in solver order.
-std::vector<float> working_copy(Backend& backend, const InverseFactor& factor, const ColumnProblem& problem) {
+// Puts the weights' columns into solver order.
+void reorder(Backend& backend, const InverseFactor& factor, std::vector<float>& weight) {
   const int64_t n = factor.size;
-  std::vector<float> work(problem.weight.size());
-  backend.parallel_for(problem.rows, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t column = factor.order[size_t(i)];
-        // A weight that only ever meets zeros is free: 0 costs nothing and leaves no error to feed back.
-        work[size_t(row * n + i)] =
-            factor.dead[size_t(column)] ? 0.0f : problem.weight[size_t(row * n + column)];
+  const bool in_order = natural(factor.order);
+  backend.parallel_for(int64_t(weight.size()) / n, [&](int64_t begin, int64_t end) {
+    std::vector<float> copy(static_cast<size_t>(n));
+    for (int64_t row = begin; row < end; ++row) {
+      float* const w = weight.data() + row * n;
+      if (!in_order) {
+        std::copy_n(w, n, copy.data());
+        for (int64_t i = 0; i < n; ++i) w[i] = copy[size_t(factor.order[size_t(i)])];
       }
+      // A weight that only ever meets zeros is free: 0 costs nothing and leaves no error to feed back.
+      for (int64_t i = 0; i < n; ++i)
+        if (factor.dead[size_t(factor.order[size_t(i)])]) w[i] = 0;
+    }
   });
-  return work;
 }
 
 // Blocks end where groups begin, so that a group's grid sees every error fed back so far.
@@ -103,7 +106,8 @@ InverseFactor factorize(Backend& backend, Curvature&& curvature, const FactorOpt
             curvature.h[size_t(int64_t(factor.order[size_t(i)]) * n + factor.order[size_t(j)])];
   }
   for (factor.damping = options.damping;; factor.damping *= 10) {
-    mirror_below(backend, u, n);
+    // H is symmetric to begin with; a failed attempt leaves U's part undefined.
+    if (!factor.holds_curvature_ || factor.damping != options.damping) mirror_below(backend, u, n);
     for (int64_t i = 0; i < n; ++i)
       u[size_t(i * n + i)] = diagonal[size_t(factor.order[size_t(i)])] + factor.damping * trace / double(n);
     if (backend.run(FactorizeInverse{.h = u.data(), .size = n})) return factor;
@@ -146,8 +150,8 @@ void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem 
   const int64_t n = factor.size, rows = problem.rows;
   CHECK(int64_t(problem.weight.size()) == rows * n);
   CHECK(!problem.dynamic_groups || natural(factor.order), "dynamic groups need the natural column order");
-  std::vector<float> work = working_copy(backend, factor, problem);
-  problem.weight = {};
+  std::vector<float>& work = problem.weight;
+  reorder(backend, factor, work);
   std::vector<float> u(size_t(std::min(n, kBlockColumns) * n));
   for (int64_t start = 0; start < n;) {
     const int64_t stop = end_of_block(problem, start, n), width = stop - start;

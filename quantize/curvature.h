@@ -17,8 +17,8 @@ struct Curvature {
   std::vector<double> mean;   ///< [size]: E[xxᵀ] = h + mean·meanᵀ; empty when h is not centred
 };
 
-/// E[xxᵀ] (GPTQ, arXiv 2210.17323, up to a factor), or the covariance E[xxᵀ] − E[x]E[x]ᵀ when centred. Pass
-/// statistics that are no longer needed by std::move: their moment then becomes h in place.
+/// E[xxᵀ] (GPTQ, arXiv 2210.17323, up to a factor), or the covariance E[xxᵀ] − E[x]E[x]ᵀ when centred. From
+/// std::move(statistics) only the moment is taken: it becomes h in place.
 Curvature activation_curvature(Statistics&& statistics, bool centred);
 inline Curvature activation_curvature(const Statistics& statistics, bool centred) {
   return activation_curvature(Statistics(statistics), centred);

@@ -5,11 +5,6 @@
 namespace ballast {
 namespace {
 
-constexpr const char* kSideFiles[] = {
-    "tokenizer.json",  "tokenizer_config.json",   "vocab.json",
-    "merges.txt",      "special_tokens_map.json", "added_tokens.json",
-    "tokenizer.model", "generation_config.json",  "preprocessor_config.json"};
-
 // Symmetric 4-bit files are read by the most programs in the first GPTQ layout; it cannot hold a zero point
 // of 0, so everything else is written in the second.
 PackedLayout layout_for(const Recipe& recipe) {
@@ -77,7 +72,7 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
                                        tensor.name.substr(dot + 1)) != std::end(kMatrixSuffixes);
     if (!matrix_part && !replaced_.count(tensor.name)) writer_.copy(source_, tensor);
   }
-  for (const char* file : kSideFiles) writer_.copy_file(source_.folder(), file);
+  writer_.copy_side_files(source_.folder());
 
   const PackedConfig packed{.layout = layout_,
                             .bits = recipe_.grid.bits,

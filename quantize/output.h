@@ -15,6 +15,12 @@
 
 namespace ballast {
 
+/// Files beside the weights that are copied where the source has them.
+inline constexpr const char* kSideFiles[] = {
+    "tokenizer.json",  "tokenizer_config.json",   "vocab.json",
+    "merges.txt",      "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "generation_config.json",  "preprocessor_config.json"};
+
 class QuantizedOutput {
  public:
   QuantizedOutput(const Checkpoint& source, CheckpointWriter& writer, const Recipe& recipe);

@@ -1,5 +1,7 @@
 #include "quantize/recipe.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
 #include "quantize/methods.h"
 
@@ -10,10 +12,6 @@ constexpr std::pair<Compensation, const char*> kCompensations[] = {{Compensation
                                                                    {Compensation::channel, "channel"},
                                                                    {Compensation::joint, "joint"},
                                                                    {Compensation::position, "position"}};
-
-bool known_bits(int bits) {
-  return bits == 2 || bits == 3 || bits == 4 || bits == 8;
-}
 
 GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_features) {
   if (grid.group_size == 0 || grid.group_size > in_features) grid.group_size = in_features;
@@ -37,11 +35,22 @@ Compensation compensation_named(const std::string& name) {
   throw Error("--compensate is \"" + name + "\", expected none, channel, joint or position");
 }
 
+void Recipe::fill_defaults() {
+  const Method& solver = method_named(method);
+  if (grid.bits == 0) {
+    if (solver.bits.size() > 1) throw Error("--bits is missing: " + solver.widths());
+    grid.bits = solver.bits.front();
+  }
+  if (grid.group_size == -1) grid.group_size = solver.group_size;
+  if (damping == -1) damping = solver.damping;
+  if (options.sweeps == -1) options.sweeps = std::max(solver.sweeps, 0);
+}
+
 void Recipe::check() const {
   const Method& solver = method_named(method);
-  if (!known_bits(grid.bits)) throw Error(str("--bits is ", grid.bits, ", expected 2, 3, 4 or 8"));
-  if (head_bits != 0 && !known_bits(head_bits))
-    throw Error(str("--head-bits is ", head_bits, ", expected 2, 3, 4 or 8"));
+  if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
+  if (head_bits != 0 && !solver.has_width(head_bits))
+    throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
   if (grid.group_size < 0)
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink > 0 && grid.range_shrink <= 1))
@@ -57,12 +66,16 @@ void Recipe::check() const {
     refuse(compensation == Compensation::joint, "--compensate joint",
            "its codes do not depend on the inputs; use --compensate channel");
   }
+  if (asymmetric && !solver.uses_curvature)
+    throw Error(str("--asymmetric makes no sense with --method ", method,
+                    ": without feedback nothing is gained by moving the weights first"));
+  check_options(solver, *this);
   if (correct_drift && compensation == Compensation::none)
     throw Error(
         "--correct-drift makes no sense with --compensate none: there is no bias correction to put it in");
   for (const LayerOverride& rule : overrides)
-    if (rule.bits != 0 && !known_bits(rule.bits))
-      throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", expected 2, 3, 4 or 8"));
+    if (rule.bits != 0 && !solver.has_width(rule.bits))
+      throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", ", solver.widths()));
 }
 
 GridOptions Recipe::grid_for(const std::string& module, int64_t in_features) const {

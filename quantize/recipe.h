@@ -21,11 +21,28 @@ Compensation compensation_named(const std::string& name);
 
 /// The uniform grid of one group: how scale and zero point are found.
 struct GridOptions {
-  int bits = 4;              ///< 2, 3, 4 or 8
+  int bits = 4;              ///< 2, 3, 4 or 8; 1 for billm
   int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
   bool symmetric = false;    ///< zero point in the middle of the codes
   bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
   double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1]
+};
+
+/// What single methods have beyond the grid. -1: the method's own value (Recipe::fill_defaults).
+struct MethodOptions {
+  // Coordinate descent (COMQ, arXiv 2403.07134; after GPTQ as a polish)
+  int sweeps = -1;            ///< at most; 0: none
+  bool greedy_order = false;  ///< each row by descending ‖x_j‖·|w_j|, the paper's order; slower
+  bool anneal = true;         ///< damping falls from sweep to sweep, from 6 sweeps on
+  bool refit_scales = true;
+  bool per_layer = false;  ///< comq: one scale for the whole layer
+
+  // SpQR (arXiv 2306.03078)
+  double outlier_threshold = 0.2;  ///< share of the mean sensitivity beyond which a weight stays in 16 bits
+  int stat_bits = 3;               ///< of the quantized scales and zero points
+
+  // BiLLM (arXiv 2402.04291)
+  int64_t block_size = 128;  ///< columns that share salient columns and a row's coefficients
 };
 
 /// Another width or group size, or none at all, for the modules whose name matches.
@@ -46,12 +63,17 @@ struct Recipe {
   double damping = 0.01;       ///< λ: this share of mean(diag H) is added to the diagonal
   bool act_order = false;      ///< columns by descending diag H, with grids fitted beforehand
   bool static_groups = false;  ///< grids fitted on the original weights
+  MethodOptions options;
   bool one_pass =
       false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
 
   Compensation compensation = Compensation::joint;
+  bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
+  /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.
+  /// Error when bits is open and the method has more than one width.
+  void fill_defaults();
   /// Error for a value out of range or a combination that makes no sense, with the reason.
   void check() const;
   /// The grid for one module of a block with its group size resolved (1 … in_features), or bits 0 when it

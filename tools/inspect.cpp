@@ -23,28 +23,32 @@ struct LayerFacts {
   std::string name, encoding;
   int64_t out_features, in_features;
   double bits;  ///< per weight, scales and zero points included
+  int64_t outliers = 0;
   double weights() const { return double(out_features) * double(in_features); }
 };
 
+std::string describe(const DenseView& view) {
+  return std::string(name_of(view.dtype));
+}
+std::string describe(const AffineView& view) {
+  const bool whole_row = view.group_size == view.in_features;
+  return whole_row ? fmt::format("W{} per row", view.bits) : fmt::format("W{} g{}", view.bits, view.group_size);
+}
+std::string describe(const SparseOutlierView& view) {
+  return fmt::format("W{} g{} + outliers", view.bits, view.group_size);
+}
+std::string describe(const ResidualBinaryView& view) {
+  return fmt::format("residual binary b{}", view.block_size);
+}
+
 LayerFacts facts_of(const nn::Linear& layer) {
-  struct Describe {
-    std::string encoding;
-    double bits = 0;
-    void operator()(const DenseView& view) {
-      encoding = name_of(view.dtype);
-      bits = double(8 * size_of(view.dtype));
-    }
-    void operator()(const AffineView& view) {
-      const bool whole_row = view.group_size == view.in_features;
-      encoding = whole_row ? fmt::format("W{} per row", view.bits)
-                           : fmt::format("W{} g{}", view.bits, view.group_size);
-      bits = view.bits + double(16 + view.bits) / double(view.group_size);
-    }
-  } describe;
-  layer.weight.visit([&](const auto& view) { describe(view); });
-  std::string encoding = describe.encoding;
+  std::string encoding = layer.weight.visit([](const auto& view) { return describe(view); });
   if (layer.position_bias) encoding += " + position compensation";
-  return {layer.name, encoding, layer.out_features(), layer.in_features(), describe.bits};
+  LayerFacts facts{layer.name, encoding, layer.out_features(), layer.in_features(),
+                   layer.weight.bits_per_weight()};
+  if (const auto* sparse = std::get_if<SparseOutlierView>(&layer.weight.encoding()))
+    facts.outliers = sparse->outliers;
+  return facts;
 }
 
 struct ModelSummary {

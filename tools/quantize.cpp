@@ -6,13 +6,16 @@
 #include <chrono>
 
 #include "engine/evaluation/text_data.h"
+#include "engine/io/content_hash.h"
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "models/registry.h"
 #include "quantize/methods.h"
 #include "quantize/quantizer.h"
+#include "quantize/records.h"
 #include "tools/console.h"
 #include "tools/subcommand.h"
+#include "tools/version.h"
 
 namespace ballast {
 namespace {
@@ -28,7 +31,7 @@ struct QuantizeOptions {
   std::string calibration = "self", dataset = "text";
   int64_t samples = 128, length = 0;
   uint64_t seed = 0;
-  bool force = false, dry_run = false, json = false;
+  bool force = false, resume = false, dry_run = false, json = false;
 };
 
 using Clock = std::chrono::steady_clock;
@@ -94,9 +97,44 @@ void refuse_same_folder(const QuantizeOptions& options) {
                             options.output));
 }
 
-CalibrationTokens calibration_tokens(const QuantizeOptions& options, const GlobalOptions& global,
-                                     Backend& backend, nn::Model& model, const Tokenizer& tokenizer,
-                                     int64_t length) {
+void show_plan(const QuantizeOptions& options, const QuantizePlan& plan, const Recipe& recipe) {
+  if (options.json)
+    return print_json({{"modules", plan.modules},
+                       {"weights", plan.weights},
+                       {"bits_per_weight", plan.bits_per_weight},
+                       {"output_bytes", plan.output_bytes},
+                       {"peak_memory_bytes", plan.peak_memory_bytes},
+                       {"gigaflops", plan.gigaflops}});
+  print(fmt::format(
+      "would quantize {} modules, {} weights, to {:.3f} bits per weight ({}, compensation {})\n",
+      plan.modules, plan.weights, plan.bits_per_weight, recipe.method, name_of(recipe.compensation)));
+  // 80 GFLOP/s is what two cores without AVX-512 sustain here; the estimate is for planning, not a promise.
+  print(fmt::format("output about {}, peak memory about {}, about {:.0f} GFLOP ({} at 80 GFLOP/s)\n",
+                    human_bytes(double(plan.output_bytes)), human_bytes(double(plan.peak_memory_bytes)),
+                    plan.gigaflops, human_seconds(plan.gigaflops / 80)));
+}
+
+struct Run {
+  const QuantizeOptions& options;
+  const GlobalOptions& global;
+  const Recipe& recipe;
+  const Checkpoint& checkpoint;
+  Backend& backend;
+  nn::Model& model;
+  CheckpointWriter& writer;
+  Journal& journal;
+  int64_t length;
+};
+
+CalibrationTokens stored_tokens(const std::string& bytes, int64_t vocab) {
+  CalibrationTokens tokens = tokens_from_bytes(bytes, kTokensKey);
+  for (const int32_t id : tokens.ids)
+    if (id < 0 || id >= vocab) throw Error(fmt::format("{}: token {} of {}", kTokensKey, id, vocab));
+  return tokens;
+}
+
+CalibrationTokens new_tokens(const Run& run, const Tokenizer& tokenizer) {
+  const auto& [options, global, recipe, checkpoint, backend, model, writer, journal, length] = run;
   if (options.calibration != "self") {
     const std::string raw = read_file(options.calibration, kLargestText);
     return calibration_from_text(join_rows(raw, dataset_from(options.dataset)), options.calibration,
@@ -117,21 +155,105 @@ CalibrationTokens calibration_tokens(const QuantizeOptions& options, const Globa
   return tokens;
 }
 
-void show_plan(const QuantizeOptions& options, const QuantizePlan& plan, const Recipe& recipe) {
-  if (options.json)
-    return print_json({{"modules", plan.modules},
-                       {"weights", plan.weights},
-                       {"bits_per_weight", plan.bits_per_weight},
-                       {"output_bytes", plan.output_bytes},
-                       {"peak_memory_bytes", plan.peak_memory_bytes},
-                       {"gigaflops", plan.gigaflops}});
+// Kept, since sampling takes long and its result must not depend on when it was cut short.
+CalibrationTokens calibration_tokens(const Run& run) {
+  if (const auto bytes = run.journal.find(kTokensKey)) return stored_tokens(*bytes, run.model.facts().vocab);
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(run.options.model);
+  if (tokenizer->vocabulary_size() > run.model.facts().vocab)
+    throw Error(fmt::format("{}: the tokenizer has {} ids, the model's embedding {} rows", run.options.model,
+                            tokenizer->vocabulary_size(), run.model.facts().vocab));
+  const CalibrationTokens tokens = new_tokens(run, *tokenizer);
+  run.journal.append(kTokensKey, to_bytes(tokens));
+  return tokens;
+}
+
+void print_report(const QuantizeOptions& options, const QuantizeReport& report, double calibration_seconds) {
+  if (options.json) {
+    nlohmann::json json = report.json();
+    json["calibration_seconds"] = calibration_seconds;
+    json["output"] = options.output;
+    return print_json(json);
+  }
+  print(report.table());
   print(fmt::format(
-      "would quantize {} modules, {} weights, to {:.3f} bits per weight ({}, compensation {})\n",
-      plan.modules, plan.weights, plan.bits_per_weight, recipe.method, name_of(recipe.compensation)));
-  // 80 GFLOP/s is what two cores without AVX-512 sustain here; the estimate is for planning, not a promise.
-  print(fmt::format("output about {}, peak memory about {}, about {:.0f} GFLOP ({} at 80 GFLOP/s)\n",
-                    human_bytes(double(plan.output_bytes)), human_bytes(double(plan.peak_memory_bytes)),
-                    plan.gigaflops, human_seconds(plan.gigaflops / 80)));
+      "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
+      options.output, report.bits_per_weight(), report.layers.size(),
+      human_bytes(double(report.output_bytes)), human_seconds(report.seconds),
+      human_seconds(calibration_seconds), human_bytes(double(report.peak_memory_bytes))));
+}
+
+void calibrate_and_quantize(const Run& run) {
+  const Clock::time_point begun = Clock::now();
+  const CalibrationTokens tokens = calibration_tokens(run);
+  const double calibration_seconds = seconds_since(begun);
+  // GPTQ's rule of thumb: a second moment needs several times more rows than columns.
+  if (tokens.samples * tokens.length < 2 * run.model.facts().ffn)
+    spdlog::warn("{} calibration tokens are few for layers of {} inputs; expect damping to do the work",
+                 tokens.samples * tokens.length, run.model.facts().ffn);
+  Progress progress(run.global);
+  const Clock::time_point start = Clock::now();
+  const QuantizeReport report =
+      quantize_model({.source = run.checkpoint,
+                      .backend = run.backend,
+                      .model = run.model,
+                      .recipe = run.recipe,
+                      .tokens = tokens,
+                      .writer = run.writer,
+                      .journal = &run.journal,
+                      .progress = [&](const QuantizeProgress& at) {
+                        check_interrupt();
+                        const double each =
+                            seconds_since(start) / double(std::max<int64_t>(1, at.done - at.resumed));
+                        progress.update(fmt::format("{} of {}: {}, {} left", at.done, at.total, at.module,
+                                                    human_seconds(each * double(at.total - at.done))));
+                      }});
+  progress.finish();
+  run.journal.finish();
+  print_report(run.options, report, calibration_seconds);
+}
+
+// All that the output's bytes depend on. Names of files do not count, their content does.
+RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& recipe, const Checkpoint& source,
+                              const Backend& backend, int64_t length) {
+  const bool self = options.calibration == "self";
+  RunFingerprint fingerprint = {{"--samples", fmt::format("{}", options.samples)},
+                                {"--length", fmt::format("{}", length)},
+                                {"--seed", fmt::format("{}", options.seed)},
+                                {"--calibration", self ? "self" : "a text"},
+                                {"--device", backend.device() == Device::cpu ? "cpu" : "cuda"},
+                                {"this program", build_name()}};
+  if (!self) {
+    fingerprint["--dataset"] = options.dataset;
+    fingerprint["the calibration text"] = hex(content_hash_of_files({options.calibration}));
+  }
+  add_recipe(fingerprint, recipe);
+  add_model(fingerprint, source);
+  return fingerprint;
+}
+
+// What the output folder's disk must still take, from an empty output on.
+uint64_t space_needed(const QuantizePlan& plan, const Journal& journal) {
+  const uint64_t kept = std::min(journal.bytes(), plan.journal_bytes);
+  return plan.output_bytes + plan.journal_bytes - kept;
+}
+
+// Runs `work`; when it is cut short, says what is kept and how to go on.
+template <class Work>
+void saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& plan, const Journal& journal,
+                         const Work& work) {
+  const auto kept = [&] {
+    return fmt::format("{} of {} modules are kept in {}; the same command with --resume goes on from there",
+                       journal.count(layer_key("")), plan.modules, options.output);
+  };
+  try {
+    work();
+  } catch (const Interrupted&) {
+    spdlog::warn("interrupted; {}", kept());
+    throw;
+  } catch (const RuntimeFailure& failure) {
+    throw RuntimeFailure(fmt::format("{}; {} and needs about {} of disk space", failure.what(), kept(),
+                                     human_bytes(1.05 * double(space_needed(plan, journal)))));
+  }
 }
 
 void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
@@ -152,47 +274,21 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   if (options.dry_run) return show_plan(options, plan, recipe);
 
   refuse_same_folder(options);
-  CheckpointWriter writer(options.output, {.overwrite = options.force});
-  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(options.model);
-  if (tokenizer->vocabulary_size() > model->facts().vocab)
-    throw Error(fmt::format("{}: the tokenizer has {} ids, the model's embedding {} rows", options.model,
-                            tokenizer->vocabulary_size(), model->facts().vocab));
-  const Clock::time_point begun = Clock::now();
-  const CalibrationTokens tokens = calibration_tokens(options, global, *backend, *model, *tokenizer, length);
-  const double calibration_seconds = seconds_since(begun);
-  // GPTQ's rule of thumb: a second moment needs several times more rows than columns.
-  if (options.samples * length < 2 * model->facts().ffn)
-    spdlog::warn("{} calibration tokens are few for layers of {} inputs; expect damping to do the work",
-                 options.samples * length, model->facts().ffn);
-
-  Progress progress(global);
-  const Clock::time_point start = Clock::now();
-  const QuantizeReport report = quantize_model(
-      {.source = checkpoint,
-       .backend = *backend,
-       .model = *model,
-       .recipe = recipe,
-       .tokens = tokens,
-       .writer = writer,
-       .progress = [&](const QuantizeProgress& at) {
-         check_interrupt();
-         const double left = seconds_since(start) * double(at.total - at.done) / double(at.done);
-         progress.update(
-             fmt::format("{} of {}: {}, {} left", at.done, at.total, at.module, human_seconds(left)));
-       }});
-  progress.finish();
-  if (options.json) {
-    nlohmann::json json = report.json();
-    json["calibration_seconds"] = calibration_seconds;
-    json["output"] = options.output;
-    return print_json(json);
-  }
-  print(report.table());
-  print(fmt::format(
-      "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
-      options.output, report.bits_per_weight(), report.layers.size(),
-      human_bytes(double(report.output_bytes)), human_seconds(report.seconds),
-      human_seconds(calibration_seconds), human_bytes(double(report.peak_memory_bytes))));
+  const auto found = options.resume  ? Journal::Found::resume
+                     : options.force ? Journal::Found::discard
+                                     : Journal::Found::refuse;
+  Journal journal(options.output, fingerprint_of(options, recipe, checkpoint, *backend, length), found);
+  // What a run that goes on finds in the folder is its own unfinished output, or what it was to replace.
+  CheckpointWriter writer(options.output, {.overwrite = options.force || journal.resumed()});
+  writer.require_space(space_needed(plan, journal));
+  if (!journal.damage().empty()) spdlog::warn("{}; it is done again from there", journal.damage());
+  if (journal.resumed())
+    spdlog::info("resumed, {} of {} modules done", journal.count(layer_key("")), plan.modules);
+  else if (options.resume)
+    spdlog::info("{}: nothing to resume, starting", options.output);
+  saying_what_is_kept(options, plan, journal, [&] {
+    calibrate_and_quantize({options, global, recipe, checkpoint, *backend, *model, writer, journal, length});
+  });
 }
 
 }  // namespace
@@ -220,6 +316,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
       "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
+  app->add_flag("--asymmetric", recipe.asymmetric,
+                "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
          "Share of the mean diagonal added to the Hessian; raised by itself on failure")
       ->capture_default_str();
@@ -245,7 +343,9 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();
   option("--seed", options->seed, "N", "Of the calibration sample")->capture_default_str();
-  app->add_flag("--force", options->force, "Overwrite the output; quantize a quantized model again");
+  app->add_flag("--resume", options->resume, "Go on with the unfinished run in the output folder");
+  app->add_flag("--force", options->force,
+                "Overwrite the output or an unfinished run; quantize a quantized model again");
   app->add_flag("--dry-run", options->dry_run, "Only say what would come out");
   app->add_flag("--json", options->json, "Print the report as JSON");
   return {app, [options, &global] { quantize(*options, global); }};

@@ -241,6 +241,13 @@ void CheckpointWriter::copy_file(const fs::path& source_folder, const std::strin
     add_file(file_name, read_file(source_folder / file_name, kMaxSideFile));
 }
 
+void CheckpointWriter::copy_side_files(const fs::path& source_folder) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                           "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+                           "chat_template.jinja", "generation_config.json", "preprocessor_config.json"})
+    copy_file(source_folder, name);
+}
+
 void CheckpointWriter::add_file(const std::string& file_name, const std::string& content) {
   CHECK(!state_->finished);
   const bool plain = !file_name.empty() && fs::path(file_name).filename() == file_name && file_name != "." &&

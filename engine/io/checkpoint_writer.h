@@ -36,8 +36,11 @@ class CheckpointWriter {
            const void* data);
   /// Copies a tensor of another checkpoint byte for byte.
   void copy(const Checkpoint& source, const StoredTensor& tensor);
-  /// Copies a side file (tokenizer files, generation_config.json) if the source folder has it.
+  /// Copies a side file if the source folder has it.
   void copy_file(const std::filesystem::path& source_folder, const std::string& file_name);
+  /// Copies what belongs to a model beside its weights: the files of tokenizer and preprocessor,
+  /// generation_config.json.
+  void copy_side_files(const std::filesystem::path& source_folder);
   /// Writes a small side file with the given content (quantize_config.json).
   void add_file(const std::string& file_name, const std::string& content);
   /// Writes everything; `config` becomes config.json.

@@ -64,13 +64,21 @@ struct PackedException {
   int64_t group_size = 0;
 };
 /// The `quantization_config` that other tools and packed_config() read. `ignored` names linear modules kept
-/// in float.
+/// in float: `ignore` of pack-quantized, `dynamic` with "-:" of GPTQ.
 nlohmann::json packed_config_json(const PackedConfig& config,
                                   const std::vector<PackedException>& exceptions = {},
                                   const std::vector<std::string>& ignored = {});
 
 /// True when `prefix` (a module name such as "model.decoder.layers.0.fc1") is stored as an affine weight.
 bool has_packed_weight(const Checkpoint& checkpoint, const std::string& prefix);
+
+/// A module stored as an affine weight, with the shape that its tensors tell.
+struct PackedModule {
+  std::string name;
+  int64_t out_features = 0, in_features = 0;
+};
+/// All of them, in the order of the checkpoint's tensors. Error where a shape cannot be told.
+std::vector<PackedModule> packed_modules(const Checkpoint& checkpoint, const PackedConfig& config);
 
 /// Reads the affine weight of module `prefix`. The layout, bits and group size come from the tensors and
 /// quantization_config together; contradictions, g_idx out of range, bad shapes, zero, NaN, infinite or

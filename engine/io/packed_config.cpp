@@ -45,8 +45,10 @@ PackedConfig parse_gptq(const json& object, const std::string& what) {
   if (const json* dynamic = json_find(object, "dynamic", what)) {
     if (!dynamic->is_object())
       throw Error(str(what, ": field 'dynamic': expected an object, got ", shown_json(*dynamic)));
-    // The patterns are not evaluated: a module's tensors tell its bits and group size.
-    config.mixed = !dynamic->empty();
+    // The patterns are not evaluated: a module's tensors tell its bits and group size. "-:" leaves a module in
+    // float.
+    for (const auto& [pattern, values] : dynamic->items())
+      config.mixed = config.mixed || !pattern.starts_with("-:");
   }
   return config;
 }
@@ -99,7 +101,7 @@ PackedConfig parse_compressed_tensors(const json& object, const std::string& wha
 
 /// "model.layers.0.fc1" as a regular expression that matches this name alone.
 std::string exact_pattern(const std::string& module) {
-  std::string out = "+:^";
+  std::string out = "^";
   for (char c : module) {
     if (std::string_view("\\^$.|?*+()[]{}").find(c) != std::string_view::npos) out += '\\';
     out += c;
@@ -196,10 +198,11 @@ json packed_config_json(const PackedConfig& config, const std::vector<PackedExce
               {"pack_dtype", "int32"},
               {"checkpoint_format", config.layout == PackedLayout::gptq_v1 ? "gptq" : "gptq_v2"}};
   for (const PackedException& other : exceptions) {
-    json& entry = out["dynamic"][exact_pattern(other.module)];
+    json& entry = out["dynamic"]["+:" + exact_pattern(other.module)];
     entry = {{"bits", other.bits}, {"group_size", other.group_size}};
     if (other.layout == PackedLayout::pack_quantized) entry["format"] = "pack-quantized";
   }
+  for (const std::string& module : ignored) out["dynamic"]["-:" + exact_pattern(module)] = json::object();
   return out;
 }
 

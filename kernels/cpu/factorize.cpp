@@ -4,18 +4,23 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/strips.h"
 
 namespace ballast {
 namespace {
 
 // Rows dealt to the threads in turn: all rows of a triangle are of different lengths.
-constexpr int64_t kRowsAtOnce = 24;
+constexpr int64_t kRowsAtOnce = kUpdateRows<double>;
 
 /// The matrix of one call, cut into squares of kSquare on its diagonal.
 class Factorization {
  public:
   Factorization(const KernelTable& kernels, ThreadPool& pool, double* h, int64_t size)
-      : kernels_(kernels), pool_(pool), h_(h), n_(size) {}
+      : kernels_(kernels),
+        pool_(pool),
+        h_(h),
+        n_(size),
+        scratch_(size_t(pool.threads() * kUpdateRows<double> * kTermBlock)) {}
 
   bool run() {
     inverses_.resize(size_t((n_ + kSquare - 1) / kSquare * kSquare * kSquare));
@@ -30,11 +35,10 @@ class Factorization {
   double* inverse(int64_t first) { return inverses_.data() + first * kSquare; }
   bool factor_columns(int64_t first);
   void invert_columns(int64_t first);
-  /// strips_ = value(k, j), k < depth, j < columns, as update_f64 reads it.
-  template <class Value>
-  void fill_strips(int64_t depth, int64_t columns, Value&& value);
+  /// strips_ from `source` [depth, columns], or from its transpose.
+  void fill_strips(const double* source, int64_t stride, int64_t depth, int64_t columns, bool transposed);
   /// task.out −= task.a · strips_ for rows [0, rows), out and a beginning at row 0 of h.
-  void update(DoubleUpdate task, int64_t rows);
+  void update(UpdateTask<double> task, int64_t rows);
   template <class Body>
   void deal_rows(int64_t rows, Body&& body);
 
@@ -44,18 +48,22 @@ class Factorization {
   int64_t n_;
   std::vector<double> inverses_;  ///< R[J, J]⁻¹ of every square, [kSquare][kSquare]
   std::vector<double> strips_;
+  std::vector<double> scratch_;  ///< of update_f64, for every thread
 };
 
-template <class Value>
-void Factorization::fill_strips(int64_t depth, int64_t columns, Value&& value) {
+void Factorization::fill_strips(const double* source, int64_t stride, int64_t depth, int64_t columns,
+                                bool transposed) {
   const int64_t lanes = kernels_.double_strip, strips = (columns + lanes - 1) / lanes;
   strips_.resize(size_t(strips * depth * lanes));
   pool_.parallel(strips, [&](int, int64_t begin, int64_t end) {
     for (int64_t strip = begin; strip < end; ++strip) {
+      const int64_t column = strip * lanes, width = std::min(lanes, columns - column);
       double* out = strips_.data() + strip * depth * lanes;
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          *out++ = strip * lanes + lane < columns ? value(k, strip * lanes + lane) : 0.0;
+      if (transposed) {
+        fill_strip_transposed(source, stride, depth, column, width, lanes, out);
+      } else {
+        fill_strip(source, stride, depth, column, width, lanes, out);
+      }
     }
   });
 }
@@ -63,20 +71,21 @@ void Factorization::fill_strips(int64_t depth, int64_t columns, Value&& value) {
 template <class Body>
 void Factorization::deal_rows(int64_t rows, Body&& body) {
   const int64_t threads = pool_.threads();
-  pool_.parallel(threads, [&](int, int64_t begin, int64_t end) {
+  pool_.parallel(threads, [&](int thread, int64_t begin, int64_t end) {
+    double* scratch = scratch_.data() + thread * kUpdateRows<double> * kTermBlock;
     for (int64_t share = begin; share < end; ++share)
       for (int64_t row = share * kRowsAtOnce; row < rows; row += threads * kRowsAtOnce)
-        body(row, std::min(kRowsAtOnce, rows - row));
+        body(row, std::min(kRowsAtOnce, rows - row), scratch);
   });
 }
 
-void Factorization::update(DoubleUpdate task, int64_t rows) {
+void Factorization::update(UpdateTask<double> task, int64_t rows) {
   task.b = strips_.data();
-  deal_rows(rows, [&](int64_t row, int64_t count) {
-    DoubleUpdate mine = task;
+  deal_rows(rows, [&](int64_t row, int64_t count, double* scratch) {
+    UpdateTask<double> mine = task;
     mine.a += row * n_;
     mine.out += row * n_;
-    mine.rows = count;
+    mine.rows = count, mine.scratch = scratch;
     mine.diagonal += row;
     kernels_.update_f64(mine);
   });
@@ -90,34 +99,33 @@ bool Factorization::factor_columns(int64_t first) {
   for (int64_t i = 0; i < size; ++i)
     std::copy_n(h_ + (first + i) * n_ + first + i, size - i, square.data() + i * kSquare + i);
   if (right > 0) {
-    fill_strips(right, size, [&](int64_t k, int64_t j) { return h_[(first + j) * n_ + last + k]; });
+    fill_strips(h_ + first * n_ + last, n_, right, size, true);
+    UpdateTask<double> task{
+        .a = h_ + last, .a_stride = n_, .b = strips_.data(), .rank = right, .columns = size, .diagonal = -n_};
+    const auto update_rows = [&](int64_t row, int64_t end, double* out, int64_t stride, double* scratch) {
+      if (row >= end) return;
+      UpdateTask<double> mine = task;
+      mine.a += row * n_, mine.rows = end - row;
+      mine.out = out, mine.out_stride = stride, mine.scratch = scratch;
+      kernels_.update_f64(mine);
+    };
     // The rows of the square go to its copy: below the diagonal h is not ours.
-    DoubleUpdate task{.a = h_ + last, .a_stride = n_, .b = strips_.data(), .rank = right, .columns = size};
-    deal_rows(first, [&](int64_t row, int64_t count) {
-      DoubleUpdate mine = task;
-      mine.a += row * n_, mine.rows = count;
-      mine.out = h_ + row * n_ + first, mine.out_stride = n_;
-      mine.diagonal = -n_;
-      kernels_.update_f64(mine);
-    });
-    deal_rows(size, [&](int64_t row, int64_t count) {
-      DoubleUpdate mine = task;
-      mine.a += (first + row) * n_, mine.rows = count;
-      mine.out = square.data() + row * kSquare, mine.out_stride = kSquare;
-      mine.diagonal = -n_;
-      kernels_.update_f64(mine);
+    deal_rows(last, [&](int64_t row, int64_t count, double* scratch) {
+      const int64_t end = row + count, middle = std::clamp(first, row, end);
+      update_rows(row, middle, h_ + row * n_ + first, n_, scratch);
+      update_rows(middle, end, square.data() + (middle - first) * kSquare, kSquare, scratch);
     });
   }
   if (!kernels_.factor_square(square.data(), size)) return false;
   kernels_.invert_square(square.data(), size, inverse(first));
   for (int64_t i = 0; i < size; ++i)
     std::copy_n(square.data() + i * kSquare + i, size - i, h_ + (first + i) * n_ + first + i);
-  const double* factor = inverse(first);
-  fill_strips(size, size, [&](int64_t k, int64_t j) { return -factor[j * kSquare + k]; });
+  fill_strips(inverse(first), kSquare, size, size, true);
   update({.a = h_ + first,
           .a_stride = n_,
           .rank = size,
           .columns = size,
+          .add = true,
           .fresh = true,
           .diagonal = -n_,
           .out = h_ + first,
@@ -130,18 +138,19 @@ bool Factorization::factor_columns(int64_t first) {
 void Factorization::invert_columns(int64_t first) {
   const int64_t size = width(first);
   const double* factor = inverse(first);
-  DoubleUpdate task{.a = h_ + first,
-                    .a_stride = n_,
-                    .rank = size,
-                    .columns = size,
-                    .fresh = true,
-                    .diagonal = -n_,
-                    .out = h_ + first,
-                    .out_stride = n_};
-  fill_strips(size, size, [&](int64_t k, int64_t j) { return -factor[k * kSquare + j]; });
+  UpdateTask<double> task{.a = h_ + first,
+                          .a_stride = n_,
+                          .rank = size,
+                          .columns = size,
+                          .add = true,
+                          .fresh = true,
+                          .diagonal = -n_,
+                          .out = h_ + first,
+                          .out_stride = n_};
+  fill_strips(factor, kSquare, size, size, false);
   update(task, first);
-  fill_strips(first, size, [&](int64_t k, int64_t j) { return h_[k * n_ + first + j]; });
-  task.a = h_, task.rank = first, task.diagonal = 0;
+  fill_strips(h_ + first, n_, first, size, false);
+  task.a = h_, task.rank = first, task.add = false, task.diagonal = 0;
   update(task, first);
   for (int64_t i = 0; i < size; ++i)
     std::copy_n(factor + i * kSquare + i, size - i, h_ + (first + i) * n_ + first + i);

@@ -3,6 +3,7 @@
 #define BALLAST_AVX512 1
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/factorize_kernels.h"
+#include "kernels/cpu/gradient_kernels.h"
 #include "kernels/cpu/half_rows_kernels.h"
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cpu/round_columns_kernels.h"
@@ -18,13 +19,18 @@ const KernelTable& avx512_kernels() {
                                     .layernorm = layernorm,
                                     .append = append,
                                     .attend = attend,
-                                    .double_strip = kStrip,
+                                    .float_strip = kStrip<float>,
+                                    .double_strip = kStrip<double>,
+                                    .update_f32 = update_f32,
                                     .update_f64 = update_f64,
                                     .factor_square = factor_square,
                                     .invert_square = invert_square,
                                     .round_columns = round_columns,
                                     .store_half_row = store_half_row,
-                                    .load_half_row = load_half_row};
+                                    .load_half_row = load_half_row,
+                                    .softmax = softmax,
+                                    .softmax_backward = softmax_backward,
+                                    .layernorm_backward = layernorm_backward};
   return table;
 }
 

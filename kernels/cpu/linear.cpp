@@ -16,22 +16,9 @@ constexpr int64_t kSerialWork = 1 << 15;
 
 void CpuBackend::pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride,
                              int64_t k_stride, float sign, float* x_blocks) {
-  const int64_t width_max = kernels_.token_block;
-  const auto pack = [&](int, int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t token = block * width_max, width = std::min(width_max, tokens - token);
-      float* out = x_blocks + token * features;
-      const float* in = x + token * token_stride;
-      if (k_stride == 1) {  // read along a token, or along k where tokens are adjacent
-        for (int64_t t = 0; t < width; ++t)
-          for (int64_t k = 0; k < features; ++k) out[k * width + t] = sign * in[t * token_stride + k];
-      } else {
-        for (int64_t k = 0; k < features; ++k)
-          for (int64_t t = 0; t < width; ++t) out[k * width + t] = sign * in[k * k_stride + t * token_stride];
-      }
-    }
-  };
-  const int64_t blocks = (tokens + width_max - 1) / width_max;
+  const TokenBlocks task{x, tokens, features, token_stride, k_stride, sign, kernels_.token_block};
+  const auto pack = [&](int, int64_t first, int64_t last) { fill_blocks(task, first, last, x_blocks); };
+  const int64_t blocks = task.count();
   if (tokens * features < kSerialWork) {
     pack(0, 0, blocks);
   } else {
@@ -84,6 +71,12 @@ void CpuBackend::run(const Linear<DenseView>& op) {
   run_linear(op);
 }
 void CpuBackend::run(const Linear<AffineView>& op) {
+  run_linear(op);
+}
+void CpuBackend::run(const Linear<SparseOutlierView>& op) {
+  run_linear(op);
+}
+void CpuBackend::run(const Linear<ResidualBinaryView>& op) {
   run_linear(op);
 }
 

@@ -35,6 +35,14 @@ static inline F round_lanes(F w, F scale, F zero, float max_code, F pivot, float
   return divide(sub(w, mul(scale, whole)), pivot);
 }
 
+// The first `count` lanes; the others are `rest`.
+static inline F load_lanes(const float* p, int64_t count, float rest) {
+  if (count == kLanes) return load(p);
+  float lanes[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = lane < count ? p[lane] : rest;
+  return load(lanes);
+}
+
 static void round_columns(const ColumnTask& task) {
   const int64_t rows = task.rows, width = task.width;
   float *const w = task.scratch, *const codes = w + width * kLanes;
@@ -42,16 +50,15 @@ static void round_columns(const ColumnTask& task) {
     for (int64_t i = 0; i < width; ++i) w[i * kLanes + row] = task.w[row * task.w_stride + i];
   for (int64_t row = rows; row < kLanes; ++row)
     for (int64_t i = 0; i < width; ++i) w[i * kLanes + row] = 0;
-  float scale[kLanes], zero[kLanes];
+  F scale = broadcast(1), zero = broadcast(0);
   for (int64_t i = 0; i < width; ++i) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t at = task.groups[i] * task.group_stride + (lane < rows ? lane : 0);
-      scale[lane] = task.scales[at];
-      zero[lane] = task.zero_points[at];
+    if (i == 0 || task.groups[i] != task.groups[i - 1]) {
+      scale = load_lanes(task.scales + task.groups[i] * task.group_stride, rows, 1);
+      zero = load_lanes(task.zero_points + task.groups[i] * task.group_stride, rows, 0);
     }
     const float* u = task.u + i * task.u_stride;
-    const F error = round_lanes(load(w + i * kLanes), load(scale), load(zero), task.max_code, broadcast(u[i]),
-                                codes + i * kLanes);
+    const F error =
+        round_lanes(load(w + i * kLanes), scale, zero, task.max_code, broadcast(u[i]), codes + i * kLanes);
     store(w + i * kLanes, error);
     const F minus = negated(error);
 #pragma GCC unroll 4

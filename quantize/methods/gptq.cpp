@@ -1,6 +1,7 @@
 #include "quantize/methods/gptq.h"
 
 #include "quantize/affine_fit.h"
+#include "quantize/coordinate_descent.h"
 
 namespace ballast {
 namespace {
@@ -113,6 +114,14 @@ LayerSolution solve_gptq(Backend& backend, const LayerProblem& problem) {
                  .dynamic_groups = dynamic},
                 rounder);
   rounder.finish(backend, factor);
+  if (problem.options.sweeps > 0)
+    coordinate_descent(backend, problem.weight, problem.input->curvature(), matrix,
+                       {.sweeps = problem.options.sweeps,
+                        .order = problem.options.greedy_order ? ColumnOrder::greedy : ColumnOrder::natural,
+                        .anneal = problem.options.anneal,
+                        .refit_scales = problem.options.refit_scales,
+                        .move_zero_points = !problem.grid.symmetric,
+                        .damping = factor.damping});
   return {std::move(matrix), factor.damping};
 }
 

@@ -40,6 +40,8 @@ TEST(PackedConfig, ReadsPublishedForms) {
   EXPECT_EQ(config.group_size, -1);
   EXPECT_TRUE(config.symmetric);
   EXPECT_FALSE(config.mixed);
+  EXPECT_FALSE(parse(R"({"quant_method":"gptq","bits":3,"dynamic":{"-:^head$":{}}})").mixed);
+  EXPECT_TRUE(parse(R"({"quant_method":"gptq","bits":3,"dynamic":{"-:a":{},"b":{"bits":4}}})").mixed);
   config = parse(R"({"quant_method":"compressed-tensors","format":"pack-quantized","ignore":["lm_head"],
     "config_groups":{"group_0":{"targets":["Linear"],"input_activations":null,
     "weights":{"num_bits":4,"type":"int","symmetric":true,"strategy":"group","group_size":128}}}})");
