@@ -39,8 +39,11 @@ std::string plain(const std::string& value) {
 
 // Structured bindings name every member, so that a new one does not compile until it is added here.
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
-  const auto& [method, grid, overrides, head_bits, damping, act_order, static_groups, one_pass, compensation,
-               asymmetric, correct_drift] = recipe;
+  const auto& [method, grid, overrides, head_bits, curvature, curvature_groups, damping, act_order,
+               static_groups, options, one_pass, compensation, asymmetric, tune_epochs,
+               correct_drift] = recipe;
+  const auto& [sweeps, greedy_order, anneal, refit_scales, per_layer, outlier_threshold, stat_bits,
+               block_size] = options;
   const auto& [bits, group_size, symmetric, clip_search, range_shrink] = grid;
   fingerprint["--method"] = method;
   fingerprint["--bits"] = text_of(int64_t(bits));
@@ -50,11 +53,22 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   fingerprint["--range-shrink"] = text_of(range_shrink);
   fingerprint["--override and --skip"] = text_of(overrides);
   fingerprint["--head-bits"] = text_of(int64_t(head_bits));
+  fingerprint["--curvature"] = name_of(curvature);
+  fingerprint["--curvature-groups"] = text_of(curvature_groups);
+  fingerprint["--sweeps"] = text_of(int64_t(sweeps));
+  fingerprint["--greedy-order"] = text_of(greedy_order);
+  fingerprint["--anneal"] = text_of(anneal);
+  fingerprint["--refit-scales"] = text_of(refit_scales);
+  fingerprint["--scale-scope layer"] = text_of(per_layer);
+  fingerprint["--outlier-threshold"] = text_of(outlier_threshold);
+  fingerprint["--stat-bits"] = text_of(int64_t(stat_bits));
+  fingerprint["--block-size"] = text_of(block_size);
   fingerprint["--damping"] = text_of(damping);
   fingerprint["--act-order"] = text_of(act_order);
   fingerprint["--static-groups"] = text_of(static_groups);
   fingerprint["--one-pass"] = text_of(one_pass);
   fingerprint["--compensate"] = name_of(compensation);
+  fingerprint["--tune"] = text_of(int64_t(tune_epochs));
   fingerprint["--asymmetric"] = text_of(asymmetric);
   fingerprint["--correct-drift"] = text_of(correct_drift);
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "engine/io/checkpoint_writer.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "engine/nn/linear.h"
 #include "quantize/recipe.h"
 #include "quantize/report.h"
@@ -46,6 +46,7 @@ class QuantizedOutput {
   PackedLayout layout_;
   std::set<std::string> replaced_;  ///< tensor names
   std::set<std::string> modules_;
+  std::set<std::string> encodings_;  ///< written ones that have no published layout
   uint64_t tensor_bytes_ = 0;
   std::vector<PackedException> exceptions_;
 };

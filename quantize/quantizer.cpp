@@ -5,13 +5,15 @@
 #include <cmath>
 
 #include "engine/core/process.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "quantize/calibration.h"
+#include "quantize/gradient_statistics.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/records.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
+#include "quantize/tuning.h"
 
 namespace ballast {
 namespace {
@@ -57,9 +59,13 @@ class Quantizer {
   bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
   void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
   void quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block);
+  void gather_block_gradients(int64_t first);
+  std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
+  LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
   LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                     const std::optional<DriftMoments>& drift, bool in_block);
-  void install(nn::Linear& layer, const LayerRecord& record, bool in_block);
+  void install(nn::Linear& layer, LayerRecord record, bool in_block);
+  void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
 
   std::vector<float> float_weight(const nn::Linear& layer) const;
@@ -70,8 +76,10 @@ class Quantizer {
   std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
   StoredRows kept_inputs_;  ///< [rows, width], or empty: inputs of the branch's contract layer
+  std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
+  std::vector<LayerRecord> untuned_;  ///< layers of the blocks that are written when they have been tuned
   QuantizeProgress progress_;
   QuantizeReport report_;
 };
@@ -81,6 +89,17 @@ QuantizeReport Quantizer::run() {
   progress_.total = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
   for (int64_t index = 0; index < job_.model.facts().layers; ++index) quantize_block(index);
   if (job_.recipe.head_bits) quantize_head();
+  if (job_.recipe.tune_epochs > 0) {
+    reference_.reset();
+    gradients_.reset();
+    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
+                                     {.epochs = job_.recipe.tune_epochs}, [](int64_t, int64_t) {});
+    fprintf(stderr, "tuned %f -> %f\n", result.before, result.after);
+    for (LayerRecord& record : untuned_) {
+      record.bias = output_.stored(record.report.name, std::move(record.bias));
+      write(record, true);
+    }
+  }
   if (job_.journal && stream_) job_.journal->append(kAllLayers, {});
   output_.finish(report_, biases_added_);
   report_.output_bytes = output_.tensor_bytes();
@@ -215,6 +234,7 @@ void Quantizer::quantize_block(int64_t index) {
       block->branches.begin(), block->branches.end(), [&](const std::unique_ptr<nn::Branch>& branch) {
         return settled(layers_of(*branch, false), true) && settled(layers_of(*branch, true), true);
       });
+  if (!block_settled) gather_block_gradients(index);
   std::vector<InputMoments> whole;
   if (job_.recipe.one_pass && !block_settled) whole = observe_whole(*block, float_block.get());
   for (size_t i = 0; i < block->branches.size(); ++i) {
@@ -246,6 +266,7 @@ void Quantizer::quantize_block(int64_t index) {
 void Quantizer::quantize_head() {
   nn::Linear& head = job_.model.lm_head();
   if (settled({&head}, false)) return install_settled({&head}, false);
+  gather_block_gradients(job_.model.facts().layers);
   InputMoments moments = empty_moments(head.in_features());
   for (int64_t index = 0; index < stream_->parts(); ++index)
     stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
@@ -256,6 +277,66 @@ void Quantizer::quantize_head() {
       });
     });
   quantize_layers({&head}, std::move(moments), false);
+}
+
+// Gradients are taken where the quantized prefix ends, of the block and all behind it in float.
+void Quantizer::gather_block_gradients(int64_t first) {
+  const Recipe& recipe = job_.recipe;
+  if (recipe.curvature == CurvatureKind::activation) return;
+  const bool guided = recipe.curvature == CurvatureKind::guided, head = first == job_.model.facts().layers;
+  gradients_ = gather_gradients(
+      {.backend = job_.backend,
+       .model = job_.model,
+       .stream = *stream_,
+       .first = first,
+       .observed = head ? 0 : 1,
+       .head = head,
+       .kinds = {.output_adaptive = !guided,
+                 .guided_groups = guided ? (method_.row_unit ? recipe.curvature_groups : 1) : 0}});
+  if (!head) job_.model.unload_block(first);
+}
+
+// One for each run of rows that has a curvature of its own; none where the inputs' own moments serve.
+std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) const {
+  std::vector<LayerInput> inputs;
+  const LayerGradients* gradients = gradients_ ? gradients_->find(layer.name) : nullptr;
+  if (!gradients) return inputs;
+  const FactorOptions options{.damping = job_.recipe.damping, .act_order = job_.recipe.act_order};
+  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const auto add = [&](const ExtendedMoment& moment) {
+    inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
+  };
+  if (job_.recipe.curvature == CurvatureKind::output_adaptive)
+    add(gradients->output_adaptive);
+  else
+    for (const ExtendedMoment& moment : gradients->guided) add(moment);
+  return inputs;
+}
+
+LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
+                                    std::vector<LayerInput> inputs) const {
+  if (inputs.size() <= 1) {
+    problem.input = inputs.empty() ? &shared : &inputs.front();
+    return method_.solve(job_.backend, problem);
+  }
+  const std::span<const float> weight = problem.weight;
+  const int64_t rows = problem.out_features, groups = int64_t(inputs.size());
+  std::optional<LayerSolution> all;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = group * rows / groups, last = (group + 1) * rows / groups;
+    problem.weight =
+        weight.subspan(size_t(first * problem.in_features), size_t((last - first) * problem.in_features));
+    problem.out_features = last - first;
+    problem.input = &inputs[size_t(group)];
+    LayerSolution part = method_.solve(job_.backend, problem);
+    if (!all) {
+      all = std::move(part);
+    } else {
+      append_rows(all->matrix, part.matrix);
+      all->damping = std::max(all->damping, part.damping);
+    }
+  }
+  return std::move(*all);
 }
 
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
@@ -273,9 +354,9 @@ void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMom
       install_settled({layer}, in_block);
       continue;
     }
-    const LayerRecord record = solve(*layer, shared, moments, drift, in_block);
+    LayerRecord record = solve(*layer, shared, moments, drift, in_block);
     if (job_.journal) job_.journal->append(layer_key(layer->name), to_bytes(record));
-    install(*layer, record, in_block);
+    install(*layer, std::move(record), in_block);
   }
 }
 
@@ -312,12 +393,12 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
 
 std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
   std::vector<float> weight;
-  if (has_packed_weight(job_.source, layer.name)) {
-    const AffineMatrix matrix =
-        read_packed(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(matrix.codes.size());
-    for (int64_t row = 0; row < matrix.out_features; ++row)
-      matrix.decode_row(row, weight.data() + row * matrix.in_features);
+  if (has_quantized_weight(job_.source, layer.name)) {
+    const QuantizedMatrix matrix =
+        read_quantized(job_.source, layer.name, layer.out_features(), layer.in_features());
+    weight.resize(size_t(layer.out_features() * layer.in_features()));
+    for (int64_t row = 0; row < layer.out_features(); ++row)
+      decode_row(matrix, row, weight.data() + row * layer.in_features());
   } else {
     const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
     weight = job_.source.floats(tensor);
@@ -341,15 +422,14 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
   try {
-    solution =
-        method_.solve(job_.backend, {.name = layer.name,
-                                     .out_features = layer.out_features(),
-                                     .in_features = in,
-                                     .weight = target.empty() ? weight : target,
-                                     .grid = grid,
-                                     .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
-                                     .options = job_.recipe.options,
-                                     .input = &shared});
+    solution = solve_rows({.name = layer.name,
+                           .out_features = layer.out_features(),
+                           .in_features = in,
+                           .weight = target.empty() ? weight : target,
+                           .grid = grid,
+                           .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                           .options = job_.recipe.options},
+                          shared, gradient_inputs(layer));
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
@@ -386,25 +466,37 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
 }
 
 // The same for a layer just solved and for one that an earlier run recorded.
-void Quantizer::install(nn::Linear& layer, const LayerRecord& record, bool in_block) {
+void Quantizer::install(nn::Linear& layer, LayerRecord record, bool in_block) {
   const int64_t out = layer.out_features();
   if (out_features(record.matrix) != out || in_features(record.matrix) != layer.in_features())
     throw Error(layer.name + ": its record is of another shape; start over with --force");
-  output_.add_matrix(layer.name, record.matrix);
   report_.layers.push_back(record.report);
-  if (in_block) layer.weight = Weight::quantized(job_.backend, record.matrix);
-  if (!record.bias.empty()) {
-    // Only the six layers of a block can hold a bias in the published configuration.
-    output_.add_vector(layer.name, in_block ? ".bias" : ".compensation", record.bias, {out});
-    biases_added_ |= in_block && !layer.bias;
-    if (in_block) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+  biases_added_ |= in_block && !layer.bias && !record.bias.empty();
+  if (in_block) {
+    layer.weight = Weight::quantized(job_.backend, record.matrix);
+    if (!record.bias.empty()) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+    if (!record.positions.empty())
+      layer.position_bias =
+          Tensor::from_floats(job_.backend, record.positions, {int64_t(record.positions.size()) / out, out});
   }
-  if (!record.positions.empty()) {
-    const int64_t positions = int64_t(record.positions.size()) / out;
-    output_.add_vector(layer.name, ".position_compensation", record.positions, {positions, out});
-    layer.position_bias = Tensor::from_floats(job_.backend, record.positions, {positions, out});
+  if (in_block && job_.recipe.tune_epochs > 0) {
+    untuned_.push_back(std::move(record));
+  } else {
+    write(record, in_block);
   }
   tell_progress(layer);
+}
+
+void Quantizer::write(const LayerRecord& record, bool in_block) {
+  const std::string& name = record.report.name;
+  const int64_t out = out_features(record.matrix);
+  output_.add_matrix(name, record.matrix);
+  // Only the six layers of a block can hold a bias in the published configuration.
+  if (!record.bias.empty())
+    output_.add_vector(name, in_block ? ".bias" : ".compensation", record.bias, {out});
+  if (!record.positions.empty())
+    output_.add_vector(name, ".position_compensation", record.positions,
+                       {int64_t(record.positions.size()) / out, out});
 }
 
 }  // namespace

@@ -13,6 +13,11 @@ constexpr std::pair<Compensation, const char*> kCompensations[] = {{Compensation
                                                                    {Compensation::joint, "joint"},
                                                                    {Compensation::position, "position"}};
 
+constexpr std::pair<CurvatureKind, const char*> kCurvatures[] = {
+    {CurvatureKind::activation, "activation"},
+    {CurvatureKind::output_adaptive, "output-adaptive"},
+    {CurvatureKind::guided, "guided"}};
+
 GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_features) {
   if (grid.group_size == 0 || grid.group_size > in_features) grid.group_size = in_features;
   if (grid.bits != 0 && in_features % grid.group_size != 0)
@@ -33,6 +38,18 @@ Compensation compensation_named(const std::string& name) {
   for (const auto& [value, known] : kCompensations)
     if (name == known) return value;
   throw Error("--compensate is \"" + name + "\", expected none, channel, joint or position");
+}
+
+const char* name_of(CurvatureKind curvature) {
+  for (const auto& [value, name] : kCurvatures)
+    if (value == curvature) return name;
+  return "?";
+}
+
+CurvatureKind curvature_named(const std::string& name) {
+  for (const auto& [value, known] : kCurvatures)
+    if (name == known) return value;
+  throw Error("--curvature is \"" + name + "\", expected activation, output-adaptive or guided");
 }
 
 void Recipe::fill_defaults() {
@@ -66,6 +83,19 @@ void Recipe::check() const {
     refuse(compensation == Compensation::joint, "--compensate joint",
            "its codes do not depend on the inputs; use --compensate channel");
   }
+  if (curvature != CurvatureKind::activation && !solver.uses_curvature)
+    throw Error(str("--curvature ", name_of(curvature), " makes no sense with --method ", method,
+                    ": it looks at no inputs"));
+  if (curvature != CurvatureKind::activation && one_pass)
+    throw Error("--one-pass makes no sense with a curvature from gradients: it has passes of its own");
+  if (curvature_groups < 1)
+    throw Error(str("--curvature-groups is ", curvature_groups, ", expected 1 or more"));
+  if (tune_epochs < 0 || tune_epochs > 1000)
+    throw Error(str("--tune is ", tune_epochs, ", expected 0 to 1000"));
+  if (tune_epochs > 0 && !solver.has_uniform_grid)
+    throw Error(str("--tune makes no sense with --method ", method, ": only a uniform grid's scales are moved"));
+  if (tune_epochs > 0 && (compensation == Compensation::none || compensation == Compensation::position))
+    throw Error("--tune moves biases: it goes with --compensate channel or joint");
   if (asymmetric && !solver.uses_curvature)
     throw Error(str("--asymmetric makes no sense with --method ", method,
                     ": without feedback nothing is gained by moving the weights first"));

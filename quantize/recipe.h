@@ -19,6 +19,16 @@ const char* name_of(Compensation compensation);
 /// Error listing the known names.
 Compensation compensation_named(const std::string& name);
 
+/// Which quadratic form of a layer's error the methods minimize.
+enum class CurvatureKind : uint8_t {
+  activation,       ///< E[x xᵀ] of the layer's inputs: its output error
+  output_adaptive,  ///< Σ GᵀG of the weight's gradients, sample by sample (OAC, arXiv 2405.15025)
+  guided,           ///< E[g² x xᵀ] with the output's gradients, by groups of rows (arXiv 2505.07004)
+};
+const char* name_of(CurvatureKind curvature);
+/// Error listing the known names.
+CurvatureKind curvature_named(const std::string& name);
+
 /// The uniform grid of one group: how scale and zero point are found.
 struct GridOptions {
   int bits = 4;              ///< 2, 3, 4 or 8; 1 for billm
@@ -59,6 +69,9 @@ struct Recipe {
   std::vector<LayerOverride> overrides;  ///< the last match wins
   int head_bits = 0;  ///< also quantize the head (and the embedding tied to it); 0: leave it
 
+  CurvatureKind curvature = CurvatureKind::activation;
+  int64_t curvature_groups = 4;  ///< guided: runs of rows with a curvature of their own, at most
+
   // GPTQ (arXiv 2210.17323)
   double damping = 0.01;       ///< λ: this share of mean(diag H) is added to the diagonal
   bool act_order = false;      ///< columns by descending diag H, with grids fitted beforehand
@@ -69,6 +82,7 @@ struct Recipe {
 
   Compensation compensation = Compensation::joint;
   bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
+  int tune_epochs = 0;         ///< after all layers, see tuning.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
   /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.

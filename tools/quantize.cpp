@@ -14,6 +14,7 @@
 #include "quantize/quantizer.h"
 #include "quantize/records.h"
 #include "tools/console.h"
+#include "tools/report.h"
 #include "tools/subcommand.h"
 #include "tools/version.h"
 
@@ -23,8 +24,9 @@ namespace {
 constexpr uint64_t kLargestText = uint64_t(4) << 30;
 
 struct QuantizeOptions {
-  std::string model, output;
+  std::string model, output, report;
   Recipe recipe;
+  std::string scale_scope = "channel";
   std::string compensation;           ///< empty: the method's default
   std::optional<bool> correct_drift;  ///< empty: the method's default
   std::vector<std::string> overrides, skips;
@@ -75,6 +77,10 @@ LayerOverride parse_override(const std::string& text) {
 
 Recipe finished_recipe(const QuantizeOptions& options) {
   Recipe recipe = options.recipe;
+  recipe.fill_defaults();
+  if (options.scale_scope != "channel" && options.scale_scope != "layer")
+    throw Error(fmt::format("--scale-scope is \"{}\", expected channel or layer", options.scale_scope));
+  recipe.options.per_layer = options.scale_scope == "layer";
   // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
   // earlier layers do.
   const bool feedback = method_named(recipe.method).uses_curvature;
@@ -167,13 +173,23 @@ CalibrationTokens calibration_tokens(const Run& run) {
   return tokens;
 }
 
-void print_report(const QuantizeOptions& options, const QuantizeReport& report, double calibration_seconds) {
-  if (options.json) {
-    nlohmann::json json = report.json();
-    json["calibration_seconds"] = calibration_seconds;
-    json["output"] = options.output;
-    return print_json(json);
-  }
+nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& report, const Checkpoint& source,
+                       double calibration_seconds) {
+  nlohmann::json json = report.json();
+  uint64_t source_bytes = 0;
+  for (const StoredTensor& tensor : source.tensors()) source_bytes += tensor.bytes;
+  json.update({{"model", options.model},
+               {"output", options.output},
+               {"source_bytes", source_bytes},
+               {"calibration_seconds", calibration_seconds}});
+  return json;
+}
+
+void print_report(const Run& run, const QuantizeReport& report, double calibration_seconds) {
+  const QuantizeOptions& options = run.options;
+  const nlohmann::json json = json_of(options, report, run.checkpoint, calibration_seconds);
+  if (!options.report.empty()) write_report(options.report, {{json, options.output}});
+  if (options.json) return print_json(json);
   print(report.table());
   print(fmt::format(
       "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
@@ -209,7 +225,7 @@ void calibrate_and_quantize(const Run& run) {
                       }});
   progress.finish();
   run.journal.finish();
-  print_report(run.options, report, calibration_seconds);
+  print_report(run, report, calibration_seconds);
 }
 
 // All that the output's bytes depend on. Names of files do not count, their content does.
@@ -274,6 +290,7 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   if (options.dry_run) return show_plan(options, plan, recipe);
 
   refuse_same_folder(options);
+  if (!options.report.empty()) check_report_path(options.report);
   const auto found = options.resume  ? Journal::Found::resume
                      : options.force ? Journal::Found::discard
                                      : Journal::Found::refuse;
@@ -291,36 +308,79 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   });
 }
 
+// Flags of single methods; Recipe::check refuses them with others.
+void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale_scope) {
+  const auto option = [&app](const char* flag, auto& value, const char* type, const char* help) {
+    return app.add_option(flag, value, help)->type_name(type);
+  };
+  option("--sweeps", method.sweeps, "N",
+         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 8 with comq, else 0");
+  app.add_flag("--anneal,!--no-anneal", method.anneal,
+               "6 sweeps or more begin with heavy damping that falls from sweep to sweep. Default: on");
+  app.add_flag("--greedy-order", method.greedy_order,
+               "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
+  app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
+               "Sweeps also refit scales, in closed form. Default: on");
+  option("--scale-scope", scale_scope, "NAME",
+         "comq: channel (each row or group its own scale) or layer (one for all rows)")
+      ->capture_default_str();
+  option("--outlier-threshold", method.outlier_threshold, "X",
+         "spqr: weights whose error exceeds this share of the mean sensitivity keep 16 bits; inf: none")
+      ->capture_default_str();
+  option("--stat-bits", method.stat_bits, "N", "spqr: bits of the quantized scales and zero points, 1 to 8")
+      ->capture_default_str();
+  option("--block-size", method.block_size, "N", "billm: columns that share salient columns and coefficients")
+      ->capture_default_str();
+}
+
 }  // namespace
 
 Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   auto options = std::make_shared<QuantizeOptions>();
   Recipe& recipe = options->recipe;
-  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 2, 3, 4 or 8 bits, without training");
+  // Open until the method is known: Recipe::fill_defaults.
+  recipe.grid.bits = 0;
+  recipe.grid.group_size = -1;
+  recipe.damping = -1;
+  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 1, 2, 3, 4 or 8 bits, without training");
   const auto option = [app](const char* flag, auto& value, const char* type, const char* help) {
     return app->add_option(flag, value, help)->type_name(type);
   };
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
-  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8")->required();
-  option("--group-size", recipe.grid.group_size, "N", "Columns that share a scale; 0: the whole row")
-      ->capture_default_str();
+  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8; billm has no choice");
+  option("--group-size", recipe.grid.group_size, "N",
+         "Columns that share a scale; 0: the whole row. Default: 0; 16 with spqr");
   app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
-  option("--method", recipe.method, "NAME", "rtn (round to nearest) or gptq (error feedback)")
+  option("--method", recipe.method, "NAME",
+         "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose scales "
+         "are quantized too, outliers in 16 bits; billm: signs with scales per row and block")
       ->capture_default_str();
+  add_method_options(*app, recipe.options, options->scale_scope);
   option("--compensate", options->compensation, "NAME",
          "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; "
          "position: channel "
-         "plus a vector per position. Default: joint with gptq, channel with rtn");
+         "plus a vector per position. Default: channel with rtn, joint with the others");
   // A plain flag on an optional would be set to false where the flag is absent.
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
-      "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
+      "Biases also take out the mean shift left by earlier layers. Default: on, off with rtn");
+  app->add_option_function<std::string>(
+         "--curvature", [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
+         "What an error costs: activation (the layer's output error), output-adaptive (OAC) or guided, from "
+         "gradients of the loss")
+      ->type_name("NAME")
+      ->default_str("activation");
+  option("--curvature-groups", recipe.curvature_groups, "N",
+         "guided: runs of rows with a curvature of their own, at most")
+      ->capture_default_str();
+  option("--tune", recipe.tune_epochs, "N",
+         "In the end move scales and biases together towards the float model, N passes over the calibration text")
+      ->capture_default_str();
   app->add_flag("--asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
-         "Share of the mean diagonal added to the Hessian; raised by itself on failure")
-      ->capture_default_str();
+         "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01; 1 with spqr");
   app->add_flag("--act-order", recipe.act_order, "Columns by descending input power; implies static groups");
   app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
   app->add_flag("--one-pass", recipe.one_pass,
@@ -347,6 +407,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag("--force", options->force,
                 "Overwrite the output or an unfinished run; quantize a quantized model again");
   app->add_flag("--dry-run", options->dry_run, "Only say what would come out");
+  option("--report", options->report, "FILE", "Also write an HTML page with charts of every layer");
   app->add_flag("--json", options->json, "Print the report as JSON");
   return {app, [options, &global] { quantize(*options, global); }};
 }
