@@ -11,8 +11,10 @@
 #include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/records.h"
+#include "quantize/source_weight.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
+#include "quantize/tuning.h"
 
 namespace ballast {
 namespace {
@@ -57,29 +59,27 @@ class Quantizer {
   /// True if none of `layers` is left to be solved: their input need not be seen.
   bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
   void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments, bool in_block);
+  void quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block);
   void gather_block_gradients(int64_t first);
   std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
   LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
   LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                     const std::optional<DriftMoments>& drift, bool in_block);
-  void install(nn::Linear& layer, const LayerRecord& record, bool in_block);
+  void install(nn::Linear& layer, LayerRecord record, bool in_block);
+  void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
 
-  std::vector<float> float_weight(const nn::Linear& layer) const;
-  OutputView kept_rows(const HiddenStream::Part& part) const {
-    return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
-  }
 
   const QuantizeJob& job_;
   const Method& method_;
   QuantizedOutput output_;
   std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
-  Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
+  StoredRows kept_inputs_;  ///< [rows, width], or empty: inputs of the branch's contract layer
   std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
+  std::vector<LayerRecord> untuned_;  ///< layers of the blocks that are written when they have been tuned
   QuantizeProgress progress_;
   QuantizeReport report_;
 };
@@ -89,6 +89,17 @@ QuantizeReport Quantizer::run() {
   progress_.total = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
   for (int64_t index = 0; index < job_.model.facts().layers; ++index) quantize_block(index);
   if (job_.recipe.head_bits) quantize_head();
+  if (job_.recipe.tune_epochs > 0) {
+    reference_.reset();
+    gradients_.reset();
+    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
+                                     {.epochs = job_.recipe.tune_epochs}, [](int64_t, int64_t) {});
+    fprintf(stderr, "tuned %f -> %f\n", result.before, result.after);
+    for (LayerRecord& record : untuned_) {
+      record.bias = output_.stored(record.report.name, std::move(record.bias));
+      write(record, true);
+    }
+  }
   if (job_.journal && stream_) job_.journal->append(kAllLayers, {});
   output_.finish(report_, biases_added_);
   report_.output_bytes = output_.tensor_bytes();
@@ -147,8 +158,7 @@ InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, boo
   for (int64_t index = 0; index < stream_->parts(); ++index)
     stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
       const TensorView x = input_of(branch, part);
-      if (contract && kept_inputs_)
-        job_.backend.copy_to_device(kept_rows(part).as<void>(), x.data, x.bytes());
+      if (contract && kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, x);
       if (!float_branch) return add(moments, part, x, {});
       reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
         const TensorView x_float = input_of(*float_branch, reference);
@@ -204,8 +214,10 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
 void Quantizer::advance(nn::Branch& branch, nn::Branch* float_branch) {
   if (!stream_) return;
   stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-    if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
-    branch.forward(part.context, part.hidden);
+    if (!kept_inputs_) return branch.forward(part.context, part.hidden);
+    const OutputView u = part.context.workspace.floats({part.hidden.shape[0], kept_inputs_.width()});
+    kept_inputs_.load(job_.backend, part.first_row, u);
+    branch.finish(part.context, u, part.hidden);
   });
   if (float_branch)
     reference_->for_each_part(
@@ -239,7 +251,7 @@ void Quantizer::quantize_block(int64_t index) {
       // Without a reference stream its room holds the contract layer's inputs where they are no wider:
       // attention, the dearest part, then runs once.
       if (contract && !reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
-        kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_->rows(), width});
+        kept_inputs_ = StoredRows(job_.backend, stream_->rows(), width);
       quantize_layers(layers,
                       job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)])
                                            : gather(branch, float_branch, contract),
@@ -247,7 +259,7 @@ void Quantizer::quantize_block(int64_t index) {
       reference_moved |= contract;
     }
     advance(branch, reference_moved ? nullptr : float_branch);
-    kept_inputs_ = Tensor();
+    kept_inputs_ = StoredRows();
   }
 }
 
@@ -264,7 +276,7 @@ void Quantizer::quantize_head() {
         add(moments, part, x, job_.model.head_input(reference.context, reference.hidden));
       });
     });
-  quantize_layers({&head}, moments, false);
+  quantize_layers({&head}, std::move(moments), false);
 }
 
 // Gradients are taken where the quantized prefix ends, of the block and all behind it in float.
@@ -294,8 +306,10 @@ std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) cons
   const auto add = [&](const ExtendedMoment& moment) {
     inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
   };
-  if (job_.recipe.curvature == CurvatureKind::output_adaptive) add(gradients->output_adaptive);
-  else for (const ExtendedMoment& moment : gradients->guided) add(moment);
+  if (job_.recipe.curvature == CurvatureKind::output_adaptive)
+    add(gradients->output_adaptive);
+  else
+    for (const ExtendedMoment& moment : gradients->guided) add(moment);
   return inputs;
 }
 
@@ -310,8 +324,8 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
   std::optional<LayerSolution> all;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = group * rows / groups, last = (group + 1) * rows / groups;
-    problem.weight = weight.subspan(size_t(first * problem.in_features),
-                                    size_t((last - first) * problem.in_features));
+    problem.weight =
+        weight.subspan(size_t(first * problem.in_features), size_t((last - first) * problem.in_features));
     problem.out_features = last - first;
     problem.input = &inputs[size_t(group)];
     LayerSolution part = method_.solve(job_.backend, problem);
@@ -325,22 +339,24 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
   return std::move(*all);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments,
-                                bool in_block) {
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
   const bool centred = job_.recipe.compensation == Compensation::joint;
-  LayerInput shared(job_.backend, activation_curvature(moments.quantized, centred),
+  std::optional<DriftMoments> drift;
+  if (job_.recipe.asymmetric) {
+    drift = drift_moments(moments, centred);
+    moments.cross = moments.residual_cross = {};
+  }
+  LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
-  std::optional<DriftMoments> drift;
-  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
   for (nn::Linear* layer : layers) {
     if (settled({layer}, in_block)) {
       install_settled({layer}, in_block);
       continue;
     }
-    const LayerRecord record = solve(*layer, shared, moments, drift, in_block);
+    LayerRecord record = solve(*layer, shared, moments, drift, in_block);
     if (job_.journal) job_.journal->append(layer_key(layer->name), to_bytes(record));
-    install(*layer, record, in_block);
+    install(*layer, std::move(record), in_block);
   }
 }
 
@@ -375,33 +391,12 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
   job_.progress(progress_);
 }
 
-std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
-  std::vector<float> weight;
-  if (has_quantized_weight(job_.source, layer.name)) {
-    const QuantizedMatrix matrix =
-        read_quantized(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(size_t(layer.out_features() * layer.in_features()));
-    for (int64_t row = 0; row < layer.out_features(); ++row)
-      decode_row(matrix, row, weight.data() + row * layer.in_features());
-  } else {
-    const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
-    weight = job_.source.floats(tensor);
-    job_.source.release(tensor);
-  }
-  for (size_t i = 0; i < weight.size(); ++i)
-    if (!std::isfinite(weight[i]))
-      throw Error(str(layer.name, ".weight: element [", int64_t(i) / layer.in_features(), ", ",
-                      int64_t(i) % layer.in_features(), "] is ", weight[i],
-                      "; a model with non-finite weights cannot be quantized"));
-  return weight;
-}
-
 LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                              const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid = grid_of(layer, in_block);
-  const std::vector<float> weight = float_weight(layer);
+  const std::vector<float> weight = source_weight(job_.source, layer);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
@@ -427,7 +422,8 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
                                 .input = moments.quantized,
                                 .reference = moments.has_reference() ? &moments.reference : nullptr,
                                 .residual_drift = residual_drift,
-                                .kind = job_.recipe.compensation});
+                                .kind = job_.recipe.compensation,
+                                .power = [&](std::span<const float> a) { return shared.output_power(a); }});
   LayerRecord record{.report = {.name = layer.name,
                                 .out_features = layer.out_features(),
                                 .in_features = in,
@@ -449,25 +445,37 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
 }
 
 // The same for a layer just solved and for one that an earlier run recorded.
-void Quantizer::install(nn::Linear& layer, const LayerRecord& record, bool in_block) {
+void Quantizer::install(nn::Linear& layer, LayerRecord record, bool in_block) {
   const int64_t out = layer.out_features();
   if (out_features(record.matrix) != out || in_features(record.matrix) != layer.in_features())
     throw Error(layer.name + ": its record is of another shape; start over with --force");
-  output_.add_matrix(layer.name, record.matrix);
   report_.layers.push_back(record.report);
-  if (in_block) layer.weight = Weight::quantized(job_.backend, record.matrix);
-  if (!record.bias.empty()) {
-    // Only the six layers of a block can hold a bias in the published configuration.
-    output_.add_vector(layer.name, in_block ? ".bias" : ".compensation", record.bias, {out});
-    biases_added_ |= in_block && !layer.bias;
-    if (in_block) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+  biases_added_ |= in_block && !layer.bias && !record.bias.empty();
+  if (in_block) {
+    layer.weight = Weight::quantized(job_.backend, record.matrix);
+    if (!record.bias.empty()) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+    if (!record.positions.empty())
+      layer.position_bias =
+          Tensor::from_floats(job_.backend, record.positions, {int64_t(record.positions.size()) / out, out});
   }
-  if (!record.positions.empty()) {
-    const int64_t positions = int64_t(record.positions.size()) / out;
-    output_.add_vector(layer.name, ".position_compensation", record.positions, {positions, out});
-    layer.position_bias = Tensor::from_floats(job_.backend, record.positions, {positions, out});
+  if (in_block && job_.recipe.tune_epochs > 0) {
+    untuned_.push_back(std::move(record));
+  } else {
+    write(record, in_block);
   }
   tell_progress(layer);
+}
+
+void Quantizer::write(const LayerRecord& record, bool in_block) {
+  const std::string& name = record.report.name;
+  const int64_t out = out_features(record.matrix);
+  output_.add_matrix(name, record.matrix);
+  // Only the six layers of a block can hold a bias in the published configuration.
+  if (!record.bias.empty())
+    output_.add_vector(name, in_block ? ".bias" : ".compensation", record.bias, {out});
+  if (!record.positions.empty())
+    output_.add_vector(name, ".position_compensation", record.positions,
+                       {int64_t(record.positions.size()) / out, out});
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ class Passes {
   std::vector<PageTable> pages_;
 
  public:
-  std::unique_ptr<Backend> backend = find_backend({.device = "cpu"});
+  std::unique_ptr<Backend> backend = find_backend({.device = "cpu", .threads = 1});
 
  private:
   Checkpoint checkpoint_;

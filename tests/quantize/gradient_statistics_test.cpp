@@ -17,7 +17,7 @@ constexpr double kRound32 = 0x1p-24;
 
 // A tiny model, its hidden stream before block `first`, and what passes over it gather.
 struct Tiny {
-  Tiny(const std::string& variant, int64_t first, int threads = 2)
+  Tiny(const std::string& variant, int64_t first, int threads = 1)
       : checkpoint(Checkpoint::open(kGoldens / variant)),
         backend(find_backend({.device = "cpu", .threads = threads})),
         model(load_model(checkpoint, *backend)),
