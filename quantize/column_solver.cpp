@@ -57,6 +57,22 @@ InverseFactor factorize(Backend& backend, const Curvature& curvature, const Fact
   return factor;
 }
 
+void ColumnRounder::walk(Backend& backend, const ColumnBlock& block) {
+  const int64_t n = block.factor.size;
+  backend.parallel_for(block.work.shape[0], [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* w = block.work.row(row);
+      for (int64_t i = block.start; i < block.stop; ++i) {
+        if (block.dynamic_groups && i % block.group_size == 0)
+          start_group(row, i / block.group_size, {w + i, size_t(std::min(block.group_size, n - i))});
+        const float* u = block.u.row(i - block.start) - block.start;
+        w[i] = (w[i] - round(row, block.factor.order[size_t(i)], w[i])) / u[i];
+        for (int64_t j = i + 1; j < block.stop; ++j) w[j] -= w[i] * u[j];
+      }
+    }
+  });
+}
+
 void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem problem,
                    ColumnRounder& rounder) {
   const int64_t n = factor.size, rows = problem.rows;
@@ -73,7 +89,6 @@ void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem 
       }
   });
   problem.weight = {};
-  std::vector<float> errors(static_cast<size_t>(rows * kBlockColumns));
   for (int64_t start = 0; start < n;) {
     // Blocks end where groups begin, so that a group's grid sees every error fed back so far.
     int64_t stop = std::min(n, start + kBlockColumns);
@@ -82,26 +97,26 @@ void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem 
     else if (problem.dynamic_groups && stop < n)
       stop -= stop % problem.group_size;
     const int64_t width = stop - start;
-    backend.parallel_for(rows, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        float* w = work.data() + row * n;
-        for (int64_t i = start; i < stop; ++i) {
-          if (problem.dynamic_groups && i % problem.group_size == 0)
-            rounder.start_group(row, i / problem.group_size,
-                                {w + i, size_t(std::min(problem.group_size, n - i))});
-          const float* u = factor.u.data() + i * n;
-          const float error = (w[i] - rounder.round(row, factor.order[size_t(i)], w[i])) / u[i];
-          for (int64_t j = i + 1; j < stop; ++j) w[j] -= error * u[j];
-          errors[size_t(row * width + i - start)] = error;
-        }
-      }
-    });
+    TensorView u(factor.u.data() + start * n + start, DType::f32, {width, n - start});
+    u.strides[0] = n;
+    const ColumnBlock block{.start = start,
+                            .stop = stop,
+                            .work = {work.data(), DType::f32, {rows, n}},
+                            .u = u,
+                            .factor = factor,
+                            .group_size = problem.group_size,
+                            .dynamic_groups = problem.dynamic_groups};
+    rounder.walk(backend, block);
     if (stop < n) {
-      OutputView rest(work.data() + stop, DType::f32, {rows, n - stop});
-      rest.strides[0] = n;
-      TensorView u(factor.u.data() + start * n + stop, DType::f32, {width, n - stop});
-      u.strides[0] = n;
-      backend.run(RankUpdate{.e = {errors.data(), DType::f32, {rows, width}}, .u = u, .w = rest});
+      const auto columns = [&](float* data, int64_t first, int64_t last) {
+        OutputView view(data + first, DType::f32, {rows, last - first});
+        view.strides[0] = n;
+        return view;
+      };
+      TensorView ahead(u.as<float>() + width, DType::f32, {width, n - stop});
+      ahead.strides[0] = n;
+      backend.run(
+          RankUpdate{.e = columns(work.data(), start, stop), .u = ahead, .w = columns(work.data(), stop, n)});
     }
     start = stop;
   }

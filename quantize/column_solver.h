@@ -23,6 +23,8 @@ struct InverseFactor {
   std::vector<int32_t> order;  ///< order[i]: original column of solver column i
   std::vector<uint8_t> dead;   ///< by original column: the input is always zero
   double damping = 0;          ///< the share of mean(diag H) that was needed
+
+  double diagonal(int64_t i) const { return double(u[size_t(i * size + i)]); }
 };
 
 struct FactorOptions {
@@ -35,6 +37,16 @@ struct FactorOptions {
 InverseFactor factorize(Backend& backend, const Curvature& curvature, const FactorOptions& options,
                         const std::string& layer);
 
+/// Columns [start, stop) of the walk, all rows; `work` holds the columns in solver order.
+struct ColumnBlock {
+  int64_t start, stop;
+  OutputView work;  ///< f32 [rows, size]; earlier errors are fed back into columns from `start` on
+  TensorView u;     ///< f32 [stop − start, size − start], rows of U
+  const InverseFactor& factor;
+  int64_t group_size;
+  bool dynamic_groups;
+};
+
 /// Rounds one weight. `row` and `column` are original indices; `weight` has had earlier errors fed back into
 /// it. Called for one row from one thread in the order of the columns.
 struct ColumnRounder {
@@ -44,6 +56,9 @@ struct ColumnRounder {
   virtual void start_group(int64_t row, int64_t group, std::span<const float> weights) = 0;
   /// Returns the value that was stored.
   virtual float round(int64_t row, int64_t column, float weight) = 0;
+  /// Rounds a whole block and leaves the errors e in its columns. This is the walk by `round`, row by row; a
+  /// method that has to see all rows of a group at once overrides it.
+  virtual void walk(Backend& backend, const ColumnBlock& block);
 };
 
 struct ColumnProblem {
