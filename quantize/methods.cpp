@@ -16,7 +16,7 @@ constexpr int kOneBit[] = {1};
 constexpr Method kMethods[] = {
     {.name = "rtn", .solve = solve_rtn, .uses_curvature = false, .bits = kAffineBits, .sweeps = -1},
     {.name = "gptq", .solve = solve_gptq, .bits = kAffineBits},
-    {.name = "comq", .solve = solve_comq, .bits = kAffineBits, .has_column_order = false, .sweeps = 8},
+    {.name = "comq", .solve = solve_comq, .bits = kAffineBits, .has_column_order = false, .sweeps = 16},
     // Damping of the paper's near-lossless command.
     {.name = "spqr",
      .solve = solve_spqr,

@@ -1,15 +1,20 @@
 #include "quantize/quantizer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
 #include "engine/core/process.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "quantize/calibration.h"
+#include "quantize/gradient_statistics.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
+#include "quantize/records.h"
+#include "quantize/source_weight.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
+#include "quantize/tuning.h"
 
 namespace ballast {
 namespace {
@@ -22,11 +27,13 @@ double seconds_since(Clock::time_point start) {
 class Quantizer {
  public:
   explicit Quantizer(const QuantizeJob& job)
-      : job_(job),
-        method_(method_named(job.recipe.method)),
-        output_(job.source, job.writer, job.recipe),
-        stream_(job.backend, job.model, job.tokens) {
-    if (job.recipe.correct_drift || job.recipe.asymmetric) reference_.emplace(job.backend, job.model, job.tokens);
+      : job_(job), method_(method_named(job.recipe.method)), output_(job.source, job.writer, job.recipe) {
+    // With every module in the journal there is nothing left to calibrate.
+    if (!job.journal || !job.journal->contains(kAllLayers)) {
+      stream_.emplace(job.backend, job.model, job.tokens);
+      if (job.recipe.correct_drift || job.recipe.asymmetric)
+        reference_.emplace(job.backend, job.model, job.tokens);
+    }
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
     report_.recipe = job.recipe;
     report_.calibration = job.tokens.source;
@@ -47,32 +54,53 @@ class Quantizer {
                     const TensorView& hidden, const TensorView& hidden_float);
   std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
   InputMoments gather(nn::Branch& branch, nn::Branch* float_branch, bool contract);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments, bool in_block);
-  void quantize_layer(nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                      const std::optional<DriftMoments>& drift, bool in_block);
-  std::vector<float> float_weight(const nn::Linear& layer) const;
-  OutputView kept_rows(const HiddenStream::Part& part) const {
-    return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
-  }
-  void compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block);
+  void advance(nn::Branch& branch, nn::Branch* float_branch);
+  GridOptions grid_of(const nn::Linear& layer, bool in_block) const;
+  /// True if none of `layers` is left to be solved: their input need not be seen.
+  bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
+  void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
+  void quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block);
+  void gather_block_gradients(int64_t first);
+  std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
+  LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
+  LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
+                    const std::optional<DriftMoments>& drift, bool in_block);
+  void install(nn::Linear& layer, LayerRecord record, bool in_block);
+  void write(const LayerRecord& record, bool in_block);
+  void tell_progress(const nn::Linear& layer);
+
 
   const QuantizeJob& job_;
   const Method& method_;
   QuantizedOutput output_;
-  HiddenStream stream_;
+  std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
-  Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
+  StoredRows kept_inputs_;  ///< [rows, width], or empty: inputs of the branch's contract layer
+  std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
-  int64_t done_ = 0, total_ = 0;
+  std::vector<LayerRecord> untuned_;  ///< layers of the blocks that are written when they have been tuned
+  QuantizeProgress progress_;
   QuantizeReport report_;
 };
 
 QuantizeReport Quantizer::run() {
   const Clock::time_point start = Clock::now();
-  total_ = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
+  progress_.total = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
   for (int64_t index = 0; index < job_.model.facts().layers; ++index) quantize_block(index);
   if (job_.recipe.head_bits) quantize_head();
+  if (job_.recipe.tune_epochs > 0) {
+    reference_.reset();
+    gradients_.reset();
+    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
+                                     {.epochs = job_.recipe.tune_epochs}, [](int64_t, int64_t) {});
+    fprintf(stderr, "tuned %f -> %f\n", result.before, result.after);
+    for (LayerRecord& record : untuned_) {
+      record.bias = output_.stored(record.report.name, std::move(record.bias));
+      write(record, true);
+    }
+  }
+  if (job_.journal && stream_) job_.journal->append(kAllLayers, {});
   output_.finish(report_, biases_added_);
   report_.output_bytes = output_.tensor_bytes();
   job_.source.check_intact();
@@ -127,11 +155,10 @@ InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, boo
   };
   InputMoments moments =
       empty_moments((contract ? branch.contract() : *branch.expand().front()).in_features());
-  for (int64_t index = 0; index < stream_.parts(); ++index)
-    stream_.with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+  for (int64_t index = 0; index < stream_->parts(); ++index)
+    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
       const TensorView x = input_of(branch, part);
-      if (contract && kept_inputs_)
-        job_.backend.copy_to_device(kept_rows(part).as<void>(), x.data, x.bytes());
+      if (contract && kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, x);
       if (!float_branch) return add(moments, part, x, {});
       reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
         const TensorView x_float = input_of(*float_branch, reference);
@@ -152,8 +179,8 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
     all.push_back(empty_moments(branch->expand().front()->in_features()));
     all.push_back(empty_moments(branch->contract().in_features()));
   }
-  for (int64_t index = 0; index < stream_.parts(); ++index)
-    stream_.with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+  for (int64_t index = 0; index < stream_->parts(); ++index)
+    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
       const OutputView hidden = part.context.workspace.floats(part.hidden.shape);
       job_.backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
       const auto walk = [&](const HiddenStream::Part* reference) {
@@ -182,107 +209,206 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
   return all;
 }
 
+// Both streams through one branch whose layers are all done. Without moments to gather, as on resuming, the
+// reference has not been moved on yet.
+void Quantizer::advance(nn::Branch& branch, nn::Branch* float_branch) {
+  if (!stream_) return;
+  stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+    if (!kept_inputs_) return branch.forward(part.context, part.hidden);
+    const OutputView u = part.context.workspace.floats({part.hidden.shape[0], kept_inputs_.width()});
+    kept_inputs_.load(job_.backend, part.first_row, u);
+    branch.finish(part.context, u, part.hidden);
+  });
+  if (float_branch)
+    reference_->for_each_part(
+        nullptr, [&](const HiddenStream::Part& part) { float_branch->forward(part.context, part.hidden); });
+}
+
 void Quantizer::quantize_block(int64_t index) {
   const std::unique_ptr<nn::Block> block = job_.model.make_block(index);
   const std::unique_ptr<nn::Block> float_block = reference_ ? job_.model.make_block(index) : nullptr;
+  const auto layers_of = [](nn::Branch& branch, bool contract) {
+    return contract ? std::vector{&branch.contract()} : branch.expand();
+  };
+  const bool block_settled = std::all_of(
+      block->branches.begin(), block->branches.end(), [&](const std::unique_ptr<nn::Branch>& branch) {
+        return settled(layers_of(*branch, false), true) && settled(layers_of(*branch, true), true);
+      });
+  if (!block_settled) gather_block_gradients(index);
   std::vector<InputMoments> whole;
-  if (job_.recipe.one_pass) whole = observe_whole(*block, float_block.get());
+  if (job_.recipe.one_pass && !block_settled) whole = observe_whole(*block, float_block.get());
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
+    nn::Branch* const float_branch = float_block ? float_block->branches[i].get() : nullptr;
     const int64_t width = branch.contract().in_features();
-    // Without a reference stream its room holds the contract layer's inputs where they are no wider:
-    // attention, the dearest part, then runs once.
-    if (!reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
-      kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_.rows(), width});
+    bool reference_moved = !whole.empty();
     for (const bool contract : {false, true}) {
-      const std::vector<nn::Linear*> layers = contract ? std::vector{&branch.contract()} : branch.expand();
-      const InputMoments moments =
-          job_.recipe.one_pass
-              ? std::move(whole[2 * i + size_t(contract)])
-              : gather(branch, float_block ? float_block->branches[i].get() : nullptr, contract);
-      quantize_layers(layers, moments, true);
+      const std::vector<nn::Linear*> layers = layers_of(branch, contract);
+      if (settled(layers, true)) {
+        install_settled(layers, true);
+        continue;
+      }
+      // Without a reference stream its room holds the contract layer's inputs where they are no wider:
+      // attention, the dearest part, then runs once.
+      if (contract && !reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
+        kept_inputs_ = StoredRows(job_.backend, stream_->rows(), width);
+      quantize_layers(layers,
+                      job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)])
+                                           : gather(branch, float_branch, contract),
+                      true);
+      reference_moved |= contract;
     }
-    stream_.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-      if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
-      branch.forward(part.context, part.hidden);
-    });
-    kept_inputs_ = Tensor();
+    advance(branch, reference_moved ? nullptr : float_branch);
+    kept_inputs_ = StoredRows();
   }
 }
 
 void Quantizer::quantize_head() {
   nn::Linear& head = job_.model.lm_head();
+  if (settled({&head}, false)) return install_settled({&head}, false);
+  gather_block_gradients(job_.model.facts().layers);
   InputMoments moments = empty_moments(head.in_features());
-  for (int64_t index = 0; index < stream_.parts(); ++index)
-    stream_.with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+  for (int64_t index = 0; index < stream_->parts(); ++index)
+    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
       const TensorView x = job_.model.head_input(part.context, part.hidden);
       if (!reference_) return add(moments, part, x, {});
       reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
         add(moments, part, x, job_.model.head_input(reference.context, reference.hidden));
       });
     });
-  quantize_layers({&head}, moments, false);
+  quantize_layers({&head}, std::move(moments), false);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments,
-                                bool in_block) {
+// Gradients are taken where the quantized prefix ends, of the block and all behind it in float.
+void Quantizer::gather_block_gradients(int64_t first) {
+  const Recipe& recipe = job_.recipe;
+  if (recipe.curvature == CurvatureKind::activation) return;
+  const bool guided = recipe.curvature == CurvatureKind::guided, head = first == job_.model.facts().layers;
+  gradients_ = gather_gradients(
+      {.backend = job_.backend,
+       .model = job_.model,
+       .stream = *stream_,
+       .first = first,
+       .observed = head ? 0 : 1,
+       .head = head,
+       .kinds = {.output_adaptive = !guided,
+                 .guided_groups = guided ? (method_.row_unit ? recipe.curvature_groups : 1) : 0}});
+  if (!head) job_.model.unload_block(first);
+}
+
+// One for each run of rows that has a curvature of its own; none where the inputs' own moments serve.
+std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) const {
+  std::vector<LayerInput> inputs;
+  const LayerGradients* gradients = gradients_ ? gradients_->find(layer.name) : nullptr;
+  if (!gradients) return inputs;
+  const FactorOptions options{.damping = job_.recipe.damping, .act_order = job_.recipe.act_order};
   const bool centred = job_.recipe.compensation == Compensation::joint;
-  LayerInput shared(job_.backend, activation_curvature(moments.quantized, centred),
+  const auto add = [&](const ExtendedMoment& moment) {
+    inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
+  };
+  if (job_.recipe.curvature == CurvatureKind::output_adaptive)
+    add(gradients->output_adaptive);
+  else
+    for (const ExtendedMoment& moment : gradients->guided) add(moment);
+  return inputs;
+}
+
+LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
+                                    std::vector<LayerInput> inputs) const {
+  if (inputs.size() <= 1) {
+    problem.input = inputs.empty() ? &shared : &inputs.front();
+    return method_.solve(job_.backend, problem);
+  }
+  const std::span<const float> weight = problem.weight;
+  const int64_t rows = problem.out_features, groups = int64_t(inputs.size());
+  std::optional<LayerSolution> all;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = group * rows / groups, last = (group + 1) * rows / groups;
+    problem.weight =
+        weight.subspan(size_t(first * problem.in_features), size_t((last - first) * problem.in_features));
+    problem.out_features = last - first;
+    problem.input = &inputs[size_t(group)];
+    LayerSolution part = method_.solve(job_.backend, problem);
+    if (!all) {
+      all = std::move(part);
+    } else {
+      append_rows(all->matrix, part.matrix);
+      all->damping = std::max(all->damping, part.damping);
+    }
+  }
+  return std::move(*all);
+}
+
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
+  const bool centred = job_.recipe.compensation == Compensation::joint;
+  std::optional<DriftMoments> drift;
+  if (job_.recipe.asymmetric) {
+    drift = drift_moments(moments, centred);
+    moments.cross = moments.residual_cross = {};
+  }
+  LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
-  std::optional<DriftMoments> drift;
-  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
   for (nn::Linear* layer : layers) {
-    quantize_layer(*layer, shared, moments, drift, in_block);
-    job_.progress({++done_, total_, layer->name});
+    if (settled({layer}, in_block)) {
+      install_settled({layer}, in_block);
+      continue;
+    }
+    LayerRecord record = solve(*layer, shared, moments, drift, in_block);
+    if (job_.journal) job_.journal->append(layer_key(layer->name), to_bytes(record));
+    install(*layer, std::move(record), in_block);
   }
 }
 
-std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
-  std::vector<float> weight;
-  if (has_packed_weight(job_.source, layer.name)) {
-    const AffineMatrix matrix =
-        read_packed(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(matrix.codes.size());
-    for (int64_t row = 0; row < matrix.out_features; ++row)
-      matrix.decode_row(row, weight.data() + row * matrix.in_features);
-  } else {
-    const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
-    weight = job_.source.floats(tensor);
-    job_.source.release(tensor);
-  }
-  for (size_t i = 0; i < weight.size(); ++i)
-    if (!std::isfinite(weight[i]))
-      throw Error(str(layer.name, ".weight: element [", int64_t(i) / layer.in_features(), ", ",
-                      int64_t(i) % layer.in_features(), "] is ", weight[i],
-                      "; a model with non-finite weights cannot be quantized"));
-  return weight;
+GridOptions Quantizer::grid_of(const nn::Linear& layer, bool in_block) const {
+  return in_block ? job_.recipe.grid_for(layer.name, layer.in_features())
+                  : job_.recipe.head_grid(layer.name, layer.in_features());
 }
 
-void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                               const std::optional<DriftMoments>& drift, bool in_block) {
+bool Quantizer::settled(const std::vector<nn::Linear*>& layers, bool in_block) const {
+  return std::all_of(layers.begin(), layers.end(), [&](const nn::Linear* layer) {
+    return grid_of(*layer, in_block).bits == 0 ||
+           (job_.journal && job_.journal->contains(layer_key(layer->name)));
+  });
+}
+
+void Quantizer::install_settled(const std::vector<nn::Linear*>& layers, bool in_block) {
+  for (nn::Linear* layer : layers) {
+    if (grid_of(*layer, in_block).bits == 0) {
+      report_.kept_float.push_back(layer->name);
+      tell_progress(*layer);
+      continue;
+    }
+    const std::string key = layer_key(layer->name);
+    ++progress_.resumed;
+    install(*layer, layer_from_bytes(*job_.journal->find(key), key), in_block);
+  }
+}
+
+void Quantizer::tell_progress(const nn::Linear& layer) {
+  ++progress_.done;
+  progress_.module = layer.name;
+  job_.progress(progress_);
+}
+
+LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
+                             const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
-  const GridOptions grid =
-      in_block ? job_.recipe.grid_for(layer.name, in) : job_.recipe.head_grid(layer.name, in);
-  if (grid.bits == 0) {
-    report_.kept_float.push_back(layer.name);
-    return;
-  }
-  const std::vector<float> weight = float_weight(layer);
+  const GridOptions grid = grid_of(layer, in_block);
+  const std::vector<float> weight = source_weight(job_.source, layer);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
   try {
-    solution =
-        method_.solve(job_.backend, {.name = layer.name,
-                                     .out_features = layer.out_features(),
-                                     .in_features = in,
-                                     .weight = target.empty() ? weight : target,
-                                     .grid = grid,
-                                     .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
-                                     .options = job_.recipe.options,
-                                     .input = &shared});
+    solution = solve_rows({.name = layer.name,
+                           .out_features = layer.out_features(),
+                           .in_features = in,
+                           .weight = target.empty() ? weight : target,
+                           .grid = grid,
+                           .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                           .options = job_.recipe.options},
+                          shared, gradient_inputs(layer));
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
@@ -296,38 +422,60 @@ void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Inpu
                                 .input = moments.quantized,
                                 .reference = moments.has_reference() ? &moments.reference : nullptr,
                                 .residual_drift = residual_drift,
-                                .kind = job_.recipe.compensation});
-  output_.add_matrix(layer.name, solution.matrix);
-  compensate_layer(layer, result, in_block);
-  report_.layers.push_back({.name = layer.name,
-                            .out_features = layer.out_features(),
-                            .in_features = in,
-                            .bits = grid.bits,
-                            .group_size = grid.group_size,
-                            .bits_per_weight = bits_per_weight(solution.matrix),
-                            .error_before = result.error_before,
-                            .error_after = result.error_after,
-                            .damping = solution.damping,
-                            .seconds = seconds_since(start)});
-  if (in_block) layer.weight = Weight::quantized(job_.backend, solution.matrix);
+                                .kind = job_.recipe.compensation,
+                                .power = [&](std::span<const float> a) { return shared.output_power(a); }});
+  LayerRecord record{.report = {.name = layer.name,
+                                .out_features = layer.out_features(),
+                                .in_features = in,
+                                .bits = grid.bits,
+                                .group_size = grid.group_size,
+                                .bits_per_weight = bits_per_weight(solution.matrix),
+                                .error_before = result.error_before,
+                                .error_after = result.error_after,
+                                .damping = solution.damping}};
+  record.matrix = std::move(solution.matrix);
+  if (job_.recipe.compensation != Compensation::none) {
+    record.bias = layer.bias ? layer.bias.to_floats() : std::vector<float>(size_t(layer.out_features()));
+    for (size_t r = 0; r < record.bias.size(); ++r) record.bias[r] += result.channel[r];
+    record.bias = output_.stored(layer.name, std::move(record.bias));
+    if (in_block) record.positions = output_.stored(layer.name, result.position);
+  }
+  record.report.seconds = seconds_since(start);
+  return record;
 }
 
-void Quantizer::compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block) {
-  if (job_.recipe.compensation == Compensation::none) return;
+// The same for a layer just solved and for one that an earlier run recorded.
+void Quantizer::install(nn::Linear& layer, LayerRecord record, bool in_block) {
   const int64_t out = layer.out_features();
-  const bool had_bias = bool(layer.bias);
-  std::vector<float> bias = had_bias ? layer.bias.to_floats() : std::vector<float>(size_t(out));
-  for (int64_t r = 0; r < out; ++r) bias[size_t(r)] += result.channel[size_t(r)];
-  bias = output_.stored(layer.name, std::move(bias));
+  if (out_features(record.matrix) != out || in_features(record.matrix) != layer.in_features())
+    throw Error(layer.name + ": its record is of another shape; start over with --force");
+  report_.layers.push_back(record.report);
+  biases_added_ |= in_block && !layer.bias && !record.bias.empty();
+  if (in_block) {
+    layer.weight = Weight::quantized(job_.backend, record.matrix);
+    if (!record.bias.empty()) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+    if (!record.positions.empty())
+      layer.position_bias =
+          Tensor::from_floats(job_.backend, record.positions, {int64_t(record.positions.size()) / out, out});
+  }
+  if (in_block && job_.recipe.tune_epochs > 0) {
+    untuned_.push_back(std::move(record));
+  } else {
+    write(record, in_block);
+  }
+  tell_progress(layer);
+}
+
+void Quantizer::write(const LayerRecord& record, bool in_block) {
+  const std::string& name = record.report.name;
+  const int64_t out = out_features(record.matrix);
+  output_.add_matrix(name, record.matrix);
   // Only the six layers of a block can hold a bias in the published configuration.
-  output_.add_vector(layer.name, in_block ? ".bias" : ".compensation", bias, {out});
-  biases_added_ |= in_block && !had_bias;
-  if (!in_block) return;
-  layer.bias = Tensor::from_floats(job_.backend, bias, {out});
-  if (result.position.empty()) return;
-  const std::vector<float> table = output_.stored(layer.name, result.position);
-  output_.add_vector(layer.name, ".position_compensation", table, {result.positions, out});
-  layer.position_bias = Tensor::from_floats(job_.backend, table, {result.positions, out});
+  if (!record.bias.empty())
+    output_.add_vector(name, in_block ? ".bias" : ".compensation", record.bias, {out});
+  if (!record.positions.empty())
+    output_.add_vector(name, ".position_compensation", record.positions,
+                       {int64_t(record.positions.size()) / out, out});
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 #include "quantize/unbias.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace ballast {
 namespace {
 
@@ -10,9 +13,9 @@ constexpr double kLargestGain = 2;
 }  // namespace
 
 std::vector<float> output_gains(Backend& backend, std::span<const float> weight, const Curvature& curvature,
-                                double damping, const AffineMatrix& matrix) {
-  const int64_t rows = matrix.out_features, n = matrix.in_features;
-  CHECK(int64_t(weight.size()) == rows * n && curvature.size == n);
+                                double damping,
+                                const std::function<void(int64_t row, float* q)>& decode_row) {
+  const int64_t n = curvature.size, rows = int64_t(weight.size()) / n;
   std::vector<float> h(curvature.h.begin(), curvature.h.end());
   double mean = 0;
   for (int64_t i = 0; i < n; ++i) mean += curvature.h[size_t(i * n + i)] / double(n);
@@ -26,7 +29,7 @@ std::vector<float> output_gains(Backend& backend, std::span<const float> weight,
   backend.parallel_for(rows, [&](int64_t begin, int64_t end) {
     std::vector<float> q(static_cast<size_t>(n));
     for (int64_t row = begin; row < end; ++row) {
-      matrix.decode_row(row, q.data());
+      decode_row(row, q.data());
       double own = 0, shared = 0;
       for (int64_t j = 0; j < n; ++j) {
         own -= double(product[size_t(row * n + j)]) * double(weight[size_t(row * n + j)]);
@@ -39,21 +42,34 @@ std::vector<float> output_gains(Backend& backend, std::span<const float> weight,
   return gains;
 }
 
-void unbias_scales(Backend& backend, std::span<const float> weight, const Curvature& curvature,
-                   double damping, AffineMatrix& matrix) {
-  const std::vector<float> gains = output_gains(backend, weight, curvature, damping, matrix);
-  backend.parallel_for(matrix.out_features, [&](int64_t begin, int64_t end) {
-    std::vector<uint16_t> moved(static_cast<size_t>(matrix.groups()));
-    for (int64_t row = begin; row < end; ++row) {
-      bool valid = true;
-      for (int64_t g = 0; g < matrix.groups(); ++g) {
-        const float scale = gains[size_t(row)] * matrix.scale(row, g);
-        valid &= scale >= kSmallestScale && scale <= kLargestScale;
-        moved[size_t(g)] = f32_to_f16(scale);
-      }
-      if (valid) std::copy(moved.begin(), moved.end(), matrix.scales.begin() + row * matrix.groups());
-    }
-  });
+void unbias(Backend& backend, std::span<const float> weight, const Curvature& curvature, double damping,
+            AffineMatrix& matrix) {
+  const auto decode = [&](int64_t row, float* q) { matrix.decode_row(row, q); };
+  const std::vector<float> gains = output_gains(backend, weight, curvature, damping, decode);
+  for (int64_t row = 0; row < matrix.out_features; ++row) {
+    const std::span scales(matrix.scales.data() + row * matrix.groups(), size_t(matrix.groups()));
+    const auto normal = [&](uint16_t scale) {
+      const float moved = gains[size_t(row)] * f16_to_f32(scale);
+      return moved >= kSmallestScale && moved <= kLargestScale;
+    };
+    if (std::all_of(scales.begin(), scales.end(), normal))
+      for (uint16_t& scale : scales) scale = f32_to_f16(gains[size_t(row)] * f16_to_f32(scale));
+  }
+}
+
+void unbias(Backend& backend, std::span<const float> weight, const Curvature& curvature, double damping,
+            ResidualBinaryMatrix& matrix) {
+  const auto decode = [&](int64_t row, float* q) { matrix.decode_row(row, q); };
+  const std::vector<float> gains = output_gains(backend, weight, curvature, damping, decode);
+  const int64_t count = matrix.blocks() * ResidualBinaryMatrix::kCoefficients;
+  for (int64_t row = 0; row < matrix.out_features; ++row) {
+    const std::span coefficients(matrix.coefficients.data() + row * count, size_t(count));
+    const auto fits = [&](uint16_t value) {
+      return std::fabs(gains[size_t(row)] * f16_to_f32(value)) <= kLargestScale;
+    };
+    if (std::all_of(coefficients.begin(), coefficients.end(), fits))
+      for (uint16_t& value : coefficients) value = f32_to_f16(gains[size_t(row)] * f16_to_f32(value));
+  }
 }
 
 }  // namespace ballast

@@ -8,22 +8,27 @@
 // price of a share γ² of the row's error.
 #pragma once
 
+#include <functional>
 #include <span>
 
 #include "kernels/backend.h"
 #include "kernels/encodings/affine.h"
+#include "kernels/encodings/residual_binary.h"
 #include "quantize/curvature.h"
 
 namespace ballast {
 
-/// γ of every row; 1 where it would not be between ½ and 2 or where the row has no output. `damping` as for
-/// the codes.
+/// γ of every row; 1 where it would not be between ½ and 2 or where the row has no output. `decode_row` writes
+/// a row of Q; `damping` as for the codes.
 std::vector<float> output_gains(Backend& backend, std::span<const float> weight, const Curvature& curvature,
-                                double damping, const AffineMatrix& matrix);
+                                double damping, const std::function<void(int64_t row, float* q)>& decode_row);
 
 /// Multiplies the scales of each row by its gain and rounds them to binary16; a row whose scales would leave
 /// binary16's normal range stays.
-void unbias_scales(Backend& backend, std::span<const float> weight, const Curvature& curvature,
-                   double damping, AffineMatrix& matrix);
+void unbias(Backend& backend, std::span<const float> weight, const Curvature& curvature, double damping,
+            AffineMatrix& matrix);
+/// The same for means and scales.
+void unbias(Backend& backend, std::span<const float> weight, const Curvature& curvature, double damping,
+            ResidualBinaryMatrix& matrix);
 
 }  // namespace ballast

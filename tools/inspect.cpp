@@ -22,8 +22,8 @@ struct InspectOptions {
 struct LayerFacts {
   std::string name, encoding;
   int64_t out_features, in_features;
-  double bits;  ///< per weight, scales and zero points included
-  int64_t outliers = 0;
+  double bits;            ///< per weight, scales and zero points included
+  int64_t outliers = -1;  ///< -1: the encoding has none
   double weights() const { return double(out_features) * double(in_features); }
 };
 
@@ -32,7 +32,8 @@ std::string describe(const DenseView& view) {
 }
 std::string describe(const AffineView& view) {
   const bool whole_row = view.group_size == view.in_features;
-  return whole_row ? fmt::format("W{} per row", view.bits) : fmt::format("W{} g{}", view.bits, view.group_size);
+  return whole_row ? fmt::format("W{} per row", view.bits)
+                   : fmt::format("W{} g{}", view.bits, view.group_size);
 }
 std::string describe(const SparseOutlierView& view) {
   return fmt::format("W{} g{} + outliers", view.bits, view.group_size);
@@ -67,6 +68,14 @@ struct ModelSummary {
     return weights > 0 ? bits / weights : 0;
   }
   double block_bits() const { return bits_of({&blocks}); }
+  /// Of the weights whose encoding has outliers; 0 where none has.
+  double outlier_share() const {
+    double outliers = 0, weights = 0;
+    for (const auto* group : {&blocks, &outside})
+      for (const LayerFacts& layer : *group)
+        if (layer.outliers >= 0) outliers += double(layer.outliers), weights += layer.weights();
+    return weights > 0 ? outliers / weights : 0;
+  }
   double model_bits() const { return bits_of({&blocks, &outside}); }
 };
 
@@ -185,6 +194,8 @@ std::string text_of(const Checkpoint& checkpoint, const ModelSummary& model, con
   text +=
       fmt::format("whole       {:.3f} bits per weight, with the {} head{}\n", model.model_bits(),
                   model.tied ? "tied" : "separate", model.outside.size() > 1 ? " and the projections" : "");
+  if (model.outlier_share() > 0)
+    text += fmt::format("outliers    {:.3f} % of the weights beside them\n", 100 * model.outlier_share());
   if (const auto* quantization = json_find(checkpoint.config(), "quantization_config", "config.json"))
     text += fmt::format("quantized   {}\n", quantization->dump());
   return text + "\n" + tensor_list(checkpoint, options.all_tensors);
@@ -202,17 +213,21 @@ nlohmann::json json_of(const Checkpoint& checkpoint, const ModelSummary& model) 
                            {"tied_head", model.tied},
                            {"bytes", tensor_bytes(checkpoint)},
                            {"block_bits_per_weight", model.block_bits()},
-                           {"bits_per_weight", model.model_bits()}};
+                           {"bits_per_weight", model.model_bits()},
+                           {"outlier_share", model.outlier_share()}};
   const auto* quantization = json_find(checkpoint.config(), "quantization_config", "config.json");
   object["quantization_config"] = quantization ? *quantization : nlohmann::json(nullptr);
   object["linears"] = nlohmann::json::array();
   for (const auto* group : {&model.blocks, &model.outside})
-    for (const LayerFacts& layer : *group)
+    for (const LayerFacts& layer : *group) {
       object["linears"].push_back({{"name", layer.name},
                                    {"encoding", layer.encoding},
                                    {"out_features", layer.out_features},
                                    {"in_features", layer.in_features},
                                    {"bits_per_weight", layer.bits}});
+      if (layer.outliers >= 0)
+        object["linears"].back()["outlier_share"] = double(layer.outliers) / layer.weights();
+    }
   object["tensors"] = nlohmann::json::array();
   for (const StoredTensor& tensor : checkpoint.tensors())
     object["tensors"].push_back({{"name", tensor.name},

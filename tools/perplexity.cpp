@@ -8,7 +8,9 @@
 #include "engine/core/process.h"
 #include "engine/evaluation/perplexity.h"
 #include "engine/evaluation/text_data.h"
+#include "engine/io/content_hash.h"
 #include "engine/io/json.h"
+#include "engine/io/packed.h"
 #include "tools/console.h"
 #include "tools/loaded_model.h"
 #include "tools/subcommand.h"
@@ -47,9 +49,36 @@ std::vector<std::filesystem::path> tokenizer_files(const std::string& folder) {
   return files;
 }
 
+// Where the measured model stands among others: what made it, and its bits per weight. Quantized folders that
+// do not say get the bits of their codes, scales and zero points; float ones those of their matrices.
+nlohmann::json provenance(const Checkpoint& checkpoint) {
+  const std::string file = (checkpoint.folder() / "config.json").string();
+  if (const auto packed = packed_config(checkpoint)) {
+    nlohmann::json facts = {{"method", "gptq"}, {"bits", packed->bits}, {"group_size", packed->group_size}};
+    facts["bits_per_weight"] =
+        packed->bits + (packed->group_size > 0 ? (16.0 + packed->bits) / double(packed->group_size) : 0.0);
+    if (const auto* quantization = json_find(checkpoint.config(), "quantization_config", file))
+      if (const auto* meta = json_find(*quantization, "meta", file); meta && meta->is_object())
+        for (const char* key : {"method", "compensation", "correct_drift", "calibration", "bits_per_weight"})
+          if (const auto found = meta->find(key); found != meta->end()) facts[key] = *found;
+    return facts;
+  }
+  double bits = 0, weights = 0;
+  for (const StoredTensor& tensor : checkpoint.tensors()) {
+    if (tensor.shape.size() != 2) continue;
+    bits += 8 * double(tensor.bytes);
+    weights += double(tensor.shape[0]) * double(tensor.shape[1]);
+  }
+  return {{"method", "float"}, {"bits_per_weight", weights > 0 ? bits / weights : 0}};
+}
+
 nlohmann::json json_of(const TextOptions& options, const PerplexityResult& result, const LoadedModel& model,
                        const std::string& data_hash, double seconds) {
-  nlohmann::json object = {{"perplexity", result.perplexity},
+  const nlohmann::json quantization = provenance(*model.checkpoint);
+  nlohmann::json object = {{"model", options.model},
+                           {"quantization", quantization},
+                           {"bits_per_weight", quantization.at("bits_per_weight")},
+                           {"perplexity", result.perplexity},
                            {"nll", result.nll},
                            {"tokens", result.tokens},
                            {"text_tokens", result.text_tokens},
@@ -62,14 +91,15 @@ nlohmann::json json_of(const TextOptions& options, const PerplexityResult& resul
                            {"stride", result.stride},
                            {"first_window", options.measure.first_window},
                            {"window_nll", result.window_nll},
-                           {"model_hash", fingerprint_files(model.checkpoint->files())},
-                           {"tokenizer_hash", fingerprint_files(tokenizer_files(options.model))},
+                           {"model_hash", hex(content_hash_of_files(model.checkpoint->files()))},
+                           {"tokenizer_hash", hex(content_hash_of_files(tokenizer_files(options.model)))},
                            {"data_hash", data_hash},
                            {"seconds", seconds},
                            {"peak_memory_bytes", peak_memory_bytes()}};
   if (!result.reference) return object;
   const ReferenceComparison& against = *result.reference;
-  object.update({{"reference_perplexity", against.perplexity},
+  object.update({{"reference", options.reference},
+                 {"reference_perplexity", against.perplexity},
                  {"reference_nll", against.nll},
                  {"kl_mean", against.kl_mean},
                  {"kl_standard_error", against.kl_standard_error},
@@ -142,7 +172,7 @@ void measure(TextOptions& options, const GlobalOptions& global) {
                                                      });
   progress.finish();
   if (options.json) {
-    print_json(json_of(options, result, model, fingerprint(raw), elapsed()));
+    print_json(json_of(options, result, model, hex(content_hash(raw)), elapsed()));
   } else {
     print(text_of(options, result));
   }

@@ -39,6 +39,7 @@ struct AffineMatrix {
   void check(const std::string& name) const;
   AffineView facts() const { return {bits, out_features, in_features, group_size, {}}; }
   double bits_per_weight() const { return facts().bits_per_weight(); }
+  bool operator==(const AffineMatrix&) const = default;
 };
 
 }  // namespace ballast

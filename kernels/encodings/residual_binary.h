@@ -39,6 +39,7 @@ struct ResidualBinaryMatrix {
   void check(const std::string& name) const;
   ResidualBinaryView facts() const { return {out_features, in_features, block_size, {}}; }
   double bits_per_weight() const { return facts().bits_per_weight(); }
+  bool operator==(const ResidualBinaryMatrix&) const = default;
 };
 
 }  // namespace ballast

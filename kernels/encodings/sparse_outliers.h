@@ -46,6 +46,7 @@ struct SparseOutlierMatrix {
     return {bits, stat_bits, out_features, in_features, group_size, int64_t(outlier_values.size()), {}};
   }
   double bits_per_weight() const { return facts().bits_per_weight(); }
+  bool operator==(const SparseOutlierMatrix&) const = default;
 };
 
 }  // namespace ballast

@@ -7,6 +7,7 @@
 
 #include "quantize/joint_groups.h"
 #include "quantize/methods/binary_fit.h"
+#include "quantize/unbias.h"
 
 namespace ballast {
 namespace {
@@ -131,7 +132,10 @@ LayerSolution solve_billm(Backend& backend, const LayerProblem& problem) {
                  .group_size = matrix.block_size,
                  .dynamic_groups = true},
                 rounder);
-  return {std::move(matrix), factor.damping};
+  const double damping = factor.damping;
+  if (problem.options.unbiased_scales)
+    unbias(backend, problem.weight, problem.input->curvature(), damping, matrix);
+  return {std::move(matrix), damping};
 }
 
 }  // namespace ballast

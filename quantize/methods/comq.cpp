@@ -7,7 +7,7 @@
 namespace ballast {
 namespace {
 
-constexpr int kSweeps = 8;
+constexpr int kSweeps = 16;
 
 template <class Fit>
 void for_each_group(Backend& backend, const LayerProblem& problem, AffineMatrix& matrix, Fit&& fit) {
@@ -53,7 +53,7 @@ LayerSolution solve_comq(Backend& backend, const LayerProblem& problem) {
                       .damping = damping});
   // One scale for all rows cannot give each its own gain.
   if (options.unbiased_scales && !options.per_layer)
-    unbias_scales(backend, problem.weight, problem.input->curvature(), damping, matrix);
+    unbias(backend, problem.weight, problem.input->curvature(), damping, matrix);
   return {std::move(matrix), damping};
 }
 

@@ -197,10 +197,9 @@ def guided_curvature(x, dy, output_groups=1):
     """GuidedQuant (2505.07004, section 3.2): H_k = X diag(s_k) X^T / tokens, s_k[t] = mean over outputs j of group k of
     dy_tj^2. Returns [output_groups, in, in]."""
     x, dy = np.asarray(x, float), np.asarray(dy, float)
-    out = dy.shape[1]
-    assert out % output_groups == 0
-    strength = (dy**2).reshape(len(dy), output_groups, out // output_groups).mean(axis=2)
-    return np.stack([(x * strength[:, k : k + 1]).T @ x / len(x) for k in range(output_groups)])
+    edges = [k * dy.shape[1] // output_groups for k in range(output_groups + 1)]
+    strengths = [(dy[:, first:last] ** 2).mean(axis=1) for first, last in zip(edges, edges[1:])]
+    return np.stack([(x * strength[:, None]).T @ x / len(x) for strength in strengths])
 
 
 def damped(h, dead, damping=0.01, dead_diagonal=1.0):
@@ -273,16 +272,18 @@ def objective(w, q, h):
 # ---- float inputs on one side: targets and corrections -------------------------------------------------------------------
 
 
-def asymmetric_target(w, x_float, x, damping=0.01, centred=False):
+def asymmetric_target(w, x_float, x, damping=0.01, centred=False, residual=None):
     """Weights whose plain GPTQ problem is, up to a constant, E|W x_f - Q x|^2: W' = W + W (G - H) (H + lambda I)^-1 with
     G = E[x_f x^T], H = E[x x^T] (both centred where the bias takes the means), lambda = damping mean(diag H).
-    Setting the derivative of E|W x_f - Q x|^2 to zero gives Q H = W G; the damped form leaves W alone where x_f = x."""
+    Setting the derivative of E|W x_f - Q x|^2 to zero gives Q H = W G; the damped form leaves W alone where x_f = x.
+    residual: [tokens, out] to be added to what is wanted, W x_f: then Q H = W G + E[residual x^T]."""
+    residual = np.zeros((len(x), len(w))) if residual is None else np.asarray(residual, float)
     x_float, x = np.asarray(x_float, float), np.asarray(x, float)
     if centred:
-        x_float, x = x_float - x_float.mean(axis=0), x - x.mean(axis=0)
+        x_float, x, residual = (a - a.mean(axis=0) for a in (x_float, x, residual))
     h, g = x.T @ x / len(x), x_float.T @ x / len(x)
     dead = np.diag(h) == 0
-    return w + w @ (g - h) @ np.linalg.inv(damped(h, dead, damping))
+    return w + (w @ (g - h) + residual.T @ x / len(x)) @ np.linalg.inv(damped(h, dead, damping))
 
 
 def ridge_correction(w, q, b, x_float, x, damping=0.01, damp_bias=False):

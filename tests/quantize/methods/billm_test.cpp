@@ -122,7 +122,8 @@ TEST(BinaryFit, SmallSetsAreExact) {
 // The solver's parts in f64, one column at a time: salient columns by trying every number, feedback with U.
 TEST(Billm, AgreesWithANaiveForm) {
   Billm billm(24, 96, 1);
-  const LayerProblem problem = billm.problem(32);
+  LayerProblem problem = billm.problem(32);
+  problem.options.unbiased_scales = false;
   const ResidualBinaryMatrix fast = billm.solve(problem);
   const InverseFactor& factor = billm.input.factor();
   const int64_t n = 96, rows = 24;
@@ -161,8 +162,10 @@ TEST(Billm, AgreesWithANaiveForm) {
       for (int64_t j = first; j < first + 32; ++j) {
         const auto& levels = fast.salient[size_t(j)] ? residual : split;
         q[size_t(r)][size_t(j)] = double(levels[size_t(nearest(levels, float(row[j])))]);
+        std::vector<float> u(static_cast<size_t>(n - j));
+        factor.rows(j, 1, u.data());
         const double error = (row[j] - q[size_t(r)][size_t(j)]) / factor.diagonal(j);
-        for (int64_t k = j + 1; k < n; ++k) row[k] -= error * double(factor.u[size_t(j * n + k)]);
+        for (int64_t k = j + 1; k < n; ++k) row[k] -= error * double(u[size_t(k - j)]);
       }
     }
   }
