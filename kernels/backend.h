@@ -4,14 +4,17 @@
 #include <memory>
 #include <string>
 
-#include "kernels/encodings/affine.h"
+#include "kernels/encodings/quantized_matrix.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/cross_entropy.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/factorize.h"
 #include "kernels/ops/gather.h"
+#include "kernels/ops/half_rows.h"
 #include "kernels/ops/layernorm.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/rank_update.h"
+#include "kernels/ops/round_columns.h"
 #include "kernels/ops/second_moment.h"
 
 namespace ballast {
@@ -36,22 +39,39 @@ class Backend {
   /// Size of the packed blob of a weight; the view's `data` may still be empty.
   virtual int64_t packed_bytes(const DenseView& weight) const = 0;
   virtual int64_t packed_bytes(const AffineView& weight) const = 0;
+  virtual int64_t packed_bytes(const SparseOutlierView& weight) const = 0;
+  virtual int64_t packed_bytes(const ResidualBinaryView& weight) const = 0;
   /// Repacks a stored matrix [out_features, in_features] in host memory (any alignment) into `blob`.
   virtual void pack(const TensorView& source, const DenseView& weight, void* blob) = 0;
   virtual void pack(const AffineMatrix& source, const AffineView& weight, void* blob) = 0;
+  virtual void pack(const SparseOutlierMatrix& source, const SparseOutlierView& weight, void* blob) = 0;
+  virtual void pack(const ResidualBinaryMatrix& source, const ResidualBinaryView& weight, void* blob) = 0;
 
   // Every op. Each call runs op.check() first.
   virtual void run(const Linear<DenseView>& op) = 0;
   virtual void run(const Linear<AffineView>& op) = 0;
+  virtual void run(const Linear<SparseOutlierView>& op) = 0;
+  virtual void run(const Linear<ResidualBinaryView>& op) = 0;
   virtual void run(const Embedding<DenseView>& op) = 0;
   virtual void run(const Embedding<AffineView>& op) = 0;
+  virtual void run(const Embedding<SparseOutlierView>& op) = 0;
+  virtual void run(const Embedding<ResidualBinaryView>& op) = 0;
   virtual void run(const GatherRows& op) = 0;
   virtual void run(const LayerNorm& op) = 0;
   virtual void run(const Attention& op) = 0;
+  virtual void run(const StoreHalfRows& op) = 0;
+  virtual void run(const LoadHalfRows& op) = 0;
   virtual void run(const SecondMoment& op) = 0;
   /// False when h is not positive definite (to working precision) or not finite.
   virtual bool run(const FactorizeInverse& op) = 0;
   virtual void run(const RankUpdate& op) = 0;
+  virtual void run(const RoundColumns& op) = 0;
+
+  // Steps back; the rest of the way is SecondMoment and RankUpdate.
+  virtual void run(const ActivationBackward& op) = 0;
+  virtual void run(const LayerNormBackward& op) = 0;
+  virtual void run(const AttentionBackward& op) = 0;
+  virtual void run(const CrossEntropyBackward& op) = 0;
 
   /// Calls body(begin, end) on parts of [0, count), in parallel on the host; used by solvers whose rows are
   /// independent.

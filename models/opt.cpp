@@ -1,7 +1,7 @@
 #include "models/opt.h"
 
 #include "engine/io/json.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/embedding.h"
 #include "engine/nn/mlp.h"
@@ -170,7 +170,7 @@ std::vector<nn::Linear*> Opt::outer_linears() {
 std::string decoder_prefix(const Checkpoint& checkpoint) {
   for (const char* prefix : {"model.decoder.", "decoder.", ""}) {
     const std::string table = std::string(prefix) + "embed_tokens";
-    if (checkpoint.find(table + ".weight") || has_packed_weight(checkpoint, table)) return prefix;
+    if (checkpoint.find(table + ".weight") || has_quantized_weight(checkpoint, table)) return prefix;
   }
   throw Error(
       checkpoint.folder().string() +

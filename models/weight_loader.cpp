@@ -1,12 +1,12 @@
 #include "models/weight_loader.h"
 
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 
 namespace ballast {
 
 Weight WeightLoader::weight(const std::string& name, int64_t rows, int64_t columns) const {
-  if (has_packed_weight(checkpoint_, name))
-    return Weight::affine(backend_, read_packed(checkpoint_, name, rows, columns));
+  if (has_quantized_weight(checkpoint_, name))
+    return Weight::quantized(backend_, read_quantized(checkpoint_, name, rows, columns));
   return weight_from(name, rows, columns, 0);
 }
 

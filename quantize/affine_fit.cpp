@@ -12,6 +12,23 @@ namespace {
 constexpr float kSmallestScale = 0x1p-14f;  // smallest normal binary16
 constexpr float kLargestScale = 65504.0f;
 
+int zero_point_for(float low, float scale, int max_code, bool symmetric) {
+  return symmetric ? (max_code + 1) / 2 : std::clamp(int(std::nearbyint(-low / scale)), 0, max_code);
+}
+
+// The range, always holding 0.
+std::pair<float, float> range_of(std::span<const float> weights, const GridOptions& options) {
+  float low = 0, high = 0;
+  for (float weight : weights) {
+    if (!std::isfinite(weight)) throw Error(str("a weight is ", weight));
+    low = std::min(low, weight);
+    high = std::max(high, weight);
+  }
+  if (low == 0 && high == 0) low = -1, high = 1;
+  const float shrink = float(options.range_shrink);
+  return {low * shrink, high * shrink};
+}
+
 Grid make_grid(float low, float high, const GridOptions& options) {
   Grid grid;
   grid.max_code = (1 << options.bits) - 1;
@@ -20,8 +37,7 @@ Grid make_grid(float low, float high, const GridOptions& options) {
   if (!(step <= kLargestScale))
     throw Error(str("the range ", low, " … ", high, " needs a scale beyond binary16's ", kLargestScale));
   grid.scale = std::max(f16_to_f32(f32_to_f16(step)), kSmallestScale);
-  grid.zero_point = options.symmetric ? (grid.max_code + 1) / 2
-                                      : std::clamp(int(std::nearbyint(-low / grid.scale)), 0, grid.max_code);
+  grid.zero_point = zero_point_for(low, grid.scale, grid.max_code, options.symmetric);
   return grid;
 }
 
@@ -43,16 +59,7 @@ int Grid::code(float weight) const {
 }
 
 Grid fit_grid(std::span<const float> weights, const GridOptions& options) {
-  float low = 0, high = 0;
-  for (float weight : weights) {
-    if (!std::isfinite(weight)) throw Error(str("a weight is ", weight));
-    low = std::min(low, weight);
-    high = std::max(high, weight);
-  }
-  if (low == 0 && high == 0) low = -1, high = 1;
-  const float shrink = float(options.range_shrink);
-  low *= shrink;
-  high *= shrink;
+  const auto [low, high] = range_of(weights, options);
   Grid best = make_grid(low, high, options);
   if (!options.clip_search) return best;
   double best_loss = clip_loss(weights, best, INFINITY);
@@ -63,6 +70,12 @@ Grid fit_grid(std::span<const float> weights, const GridOptions& options) {
     if (loss < best_loss) best_loss = loss, best = grid;
   }
   return best;
+}
+
+Grid fit_zero_point(std::span<const float> weights, float scale, const GridOptions& options) {
+  const int max_code = (1 << options.bits) - 1;
+  const float low = range_of(weights, options).first;
+  return {scale, zero_point_for(low, scale, max_code, options.symmetric), max_code};
 }
 
 }  // namespace ballast

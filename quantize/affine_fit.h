@@ -26,4 +26,7 @@ struct Grid {
 /// Grid for the given weights. Throws Error when a weight is not finite or its range overflows binary16.
 Grid fit_grid(std::span<const float> weights, const GridOptions& options);
 
+/// The same with the scale given (a normal binary16 value): only the zero point follows the weights' range.
+Grid fit_zero_point(std::span<const float> weights, float scale, const GridOptions& options);
+
 }  // namespace ballast

@@ -1,15 +1,19 @@
 #include "quantize/methods.h"
 
 #include "quantize/affine_fit.h"
+#include "quantize/methods/comq.h"
 #include "quantize/methods/gptq.h"
 #include "quantize/methods/rtn.h"
 
 namespace ballast {
 namespace {
 
+constexpr int kAffineBits[] = {2, 3, 4, 8};
+
 constexpr Method kMethods[] = {
-    {"rtn", false, solve_rtn},
-    {"gptq", true, solve_gptq},
+    {.name = "rtn", .solve = solve_rtn, .uses_curvature = false, .bits = kAffineBits, .sweeps = -1},
+    {.name = "gptq", .solve = solve_gptq, .bits = kAffineBits},
+    {.name = "comq", .solve = solve_comq, .bits = kAffineBits, .has_column_order = false, .sweeps = 8},
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 // Methods choose codes. Each is one file in methods/ and one row in methods.cpp.
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,19 +11,29 @@
 
 namespace ballast {
 
-/// The curvature that one or more layers share. Factored at most once.
+/// The curvature that one or more layers share. Factored at most once, in the curvature's own memory unless a
+/// method wants both.
 class LayerInput {
  public:
   LayerInput(Backend& backend, Curvature curvature, const FactorOptions& options, std::string layer)
-      : backend_(backend),
-        curvature_(std::move(curvature)),
-        options_(options),
-        layer_(std::move(layer)) {}
+      : backend_(backend), curvature_(std::move(curvature)), options_(options), layer_(std::move(layer)) {}
 
-  const Curvature& curvature() const { return curvature_; }
+  const Curvature& curvature() {
+    if (factor_ && factor_->holds_curvature()) factor_->give_back(backend_, curvature_);
+    return curvature_;
+  }
+  const FactorOptions& options() const { return options_; }
   const InverseFactor& factor() {
-    if (!factor_) factor_ = factorize(backend_, curvature_, options_, layer_);
+    if (!factor_) factor_ = factorize(backend_, std::move(curvature_), options_, layer_);
     return *factor_;
+  }
+  /// E‖Ax‖² for A f32 [rows, size], where the curvature is that of activations.
+  double output_power(std::span<const float> a) const {
+    const SymmetricView view = factor_ && factor_->holds_curvature()
+                                   ? factor_->curvature()
+                                   : symmetric_view(curvature_.h, curvature_.size);
+    const double spread = quadratic_form(backend_, view, a);
+    return curvature_.mean.empty() ? spread : spread + squared_norm(backend_, a, curvature_.mean);
   }
 
  private:
@@ -42,6 +51,7 @@ struct LayerProblem {
   std::span<const float> weight;  ///< [out_features, in_features], finite
   GridOptions grid;               ///< group_size resolved: 1 … in_features, dividing it
   bool static_groups = false;
+  MethodOptions options;
   LayerInput* input = nullptr;  ///< null for a method that uses no curvature
 };
 
@@ -52,12 +62,26 @@ struct LayerSolution {
 
 struct Method {
   const char* name;
-  bool uses_curvature;
   LayerSolution (*solve)(Backend& backend, const LayerProblem& problem);
+  bool uses_curvature = true;
+  std::span<const int> bits;     ///< widths it can produce
+  bool has_groups = true;        ///< false: blocks of its own instead of --group-size
+  bool has_uniform_grid = true;  ///< zero point and range can be chosen: --symmetric, --clip-search, …
+  bool has_column_order = true;  ///< --act-order and --static-groups apply
+  int64_t row_unit = 1;          ///< rows are independent in units of so many; 0: all rows belong together
+  int64_t group_size = 0;        ///< default; 0: the whole row
+  double damping = 0.01;         ///< default
+  int sweeps = 0;                ///< default of coordinate descent; -1: it has none
+
+  bool has_width(int bits) const;
+  /// "expected 2, 3, 4 or 8"
+  std::string widths() const;
 };
 
 /// Error listing the known methods.
 const Method& method_named(const std::string& name);
+/// Error for a choice in the recipe that the method does not have, with the reason, or out of range.
+void check_options(const Method& method, const Recipe& recipe);
 
 /// An empty matrix for the problem's shape and grid.
 AffineMatrix empty_matrix(const LayerProblem& problem);

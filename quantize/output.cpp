@@ -24,7 +24,8 @@ QuantizedOutput::QuantizedOutput(const Checkpoint& source, CheckpointWriter& wri
 
 std::string QuantizedOutput::vector_dtype(const std::string& module) const {
   for (const char* suffix : {".bias", ".weight"})
-    if (const StoredTensor* tensor = source_.find(module + suffix)) return tensor->dtype;
+    if (const StoredTensor* tensor = source_.find(module + suffix); tensor && tensor->dtype != "I32")
+      return tensor->dtype;
   return "F16";
 }
 
@@ -37,11 +38,13 @@ std::vector<float> QuantizedOutput::stored(const std::string& module, std::vecto
 }
 
 void QuantizedOutput::add_matrix(const std::string& module, const QuantizedMatrix& quantized) {
-  const AffineMatrix& matrix = std::get<AffineMatrix>(quantized);
-  const bool fits = layout_holds(layout_, matrix.bits, matrix.out_features, matrix.in_features);
-  const PackedLayout layout = fits ? layout_ : PackedLayout::pack_quantized;
-  write_packed(writer_, module, matrix, layout, recipe_.grid.symmetric);
+  const PackedLayout layout = write_quantized(writer_, module, quantized, layout_, recipe_.grid.symmetric);
   modules_.insert(module);
+  if (layout == PackedLayout::ballast) {
+    encodings_.insert(std::string(encoding_name(quantized)));
+    return;
+  }
+  const AffineMatrix& matrix = std::get<AffineMatrix>(quantized);
   const bool per_row = matrix.group_size == matrix.in_features;
   const bool usual_group = recipe_.grid.group_size == 0
                                ? per_row
@@ -62,22 +65,19 @@ void QuantizedOutput::add_vector(const std::string& module, const std::string& s
 }
 
 void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
-  static constexpr const char* kMatrixSuffixes[] = {
-      "weight",        "qweight",           "qzeros",       "scales",      "g_idx", "weight_scale",
-      "weight_packed", "weight_zero_point", "weight_shape", "weight_g_idx"};
   for (const StoredTensor& tensor : source_.tensors()) {
     const size_t dot = tensor.name.rfind('.');
     const bool matrix_part = dot != std::string::npos && modules_.count(tensor.name.substr(0, dot)) &&
-                             std::find(std::begin(kMatrixSuffixes), std::end(kMatrixSuffixes),
-                                       tensor.name.substr(dot + 1)) != std::end(kMatrixSuffixes);
+                             is_weight_part(tensor.name.substr(dot + 1));
     if (!matrix_part && !replaced_.count(tensor.name)) writer_.copy(source_, tensor);
   }
   writer_.copy_side_files(source_.folder());
 
-  const PackedConfig packed{.layout = layout_,
+  const PackedConfig packed{.layout = encodings_.empty() ? layout_ : PackedLayout::ballast,
                             .bits = recipe_.grid.bits,
                             .group_size = recipe_.grid.group_size == 0 ? -1 : recipe_.grid.group_size,
-                            .symmetric = recipe_.grid.symmetric};
+                            .symmetric = recipe_.grid.symmetric,
+                            .encodings = {encodings_.begin(), encodings_.end()}};
   nlohmann::json quantization = packed_config_json(packed, exceptions_, report.kept_float);
   quantization["lm_head"] = recipe_.head_bits != 0;
   quantization["static_groups"] = recipe_.static_groups || recipe_.act_order;
@@ -95,7 +95,8 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
   nlohmann::json config = source_.config();
   config["quantization_config"] = quantization;
   if (biases_added) config["enable_bias"] = true;
-  writer_.add_file("quantize_config.json", quantization.dump(2) + "\n");
+  // Its readers know affine layouts only.
+  if (encodings_.empty()) writer_.add_file("quantize_config.json", quantization.dump(2) + "\n");
   tensor_bytes_ = writer_.tensor_bytes();
   writer_.finish(config);
 }

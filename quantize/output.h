@@ -8,12 +8,18 @@
 #include <vector>
 
 #include "engine/io/checkpoint_writer.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "engine/nn/linear.h"
 #include "quantize/recipe.h"
 #include "quantize/report.h"
 
 namespace ballast {
+
+/// Files beside the weights that are copied where the source has them.
+inline constexpr const char* kSideFiles[] = {
+    "tokenizer.json",  "tokenizer_config.json",   "vocab.json",
+    "merges.txt",      "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "generation_config.json",  "preprocessor_config.json"};
 
 class QuantizedOutput {
  public:
@@ -40,6 +46,7 @@ class QuantizedOutput {
   PackedLayout layout_;
   std::set<std::string> replaced_;  ///< tensor names
   std::set<std::string> modules_;
+  std::set<std::string> encodings_;  ///< written ones that have no published layout
   uint64_t tensor_bytes_ = 0;
   std::vector<PackedException> exceptions_;
 };

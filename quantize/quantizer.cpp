@@ -1,15 +1,20 @@
 #include "quantize/quantizer.h"
 
-#include <array>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
 #include "engine/core/process.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "quantize/calibration.h"
+#include "quantize/gradient_statistics.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
+#include "quantize/records.h"
+#include "quantize/source_weight.h"
 #include "quantize/stages/bias_compensation.h"
+#include "quantize/target.h"
+#include "quantize/tuning.h"
 
 namespace ballast {
 namespace {
@@ -22,11 +27,13 @@ double seconds_since(Clock::time_point start) {
 class Quantizer {
  public:
   explicit Quantizer(const QuantizeJob& job)
-      : job_(job),
-        method_(method_named(job.recipe.method)),
-        output_(job.source, job.writer, job.recipe),
-        stream_(job.backend, job.model, job.tokens) {
-    if (job.recipe.correct_drift) reference_.emplace(job.backend, job.model, job.tokens);
+      : job_(job), method_(method_named(job.recipe.method)), output_(job.source, job.writer, job.recipe) {
+    // With every module in the journal there is nothing left to calibrate.
+    if (!job.journal || !job.journal->contains(kAllLayers)) {
+      stream_.emplace(job.backend, job.model, job.tokens);
+      if (job.recipe.correct_drift || job.recipe.asymmetric)
+        reference_.emplace(job.backend, job.model, job.tokens);
+    }
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
     report_.recipe = job.recipe;
     report_.calibration = job.tokens.source;
@@ -40,36 +47,60 @@ class Quantizer {
  private:
   void quantize_block(int64_t index);
   void quantize_head();
-  std::vector<Statistics> observe_whole(nn::Block& block);
-  Statistics gather(nn::Branch& branch, bool contract);
-  std::array<Statistics, 2> advance_reference(nn::Branch& branch);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
-                       const Statistics* reference, bool in_block);
-  void quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
-                      const Statistics* reference, bool in_block);
-  std::vector<float> float_weight(const nn::Linear& layer) const;
-  OutputView kept_rows(const HiddenStream::Part& part) const {
-    return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
-  }
-  void compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block);
+  InputMoments empty_moments(int64_t features) const;
+  void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+           const TensorView& x_float);
+  void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                    const TensorView& hidden, const TensorView& hidden_float);
+  std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
+  InputMoments gather(nn::Branch& branch, nn::Branch* float_branch, bool contract);
+  void advance(nn::Branch& branch, nn::Branch* float_branch);
+  GridOptions grid_of(const nn::Linear& layer, bool in_block) const;
+  /// True if none of `layers` is left to be solved: their input need not be seen.
+  bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
+  void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
+  void quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block);
+  void gather_block_gradients(int64_t first);
+  std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
+  LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
+  LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
+                    const std::optional<DriftMoments>& drift, bool in_block);
+  void install(nn::Linear& layer, LayerRecord record, bool in_block);
+  void write(const LayerRecord& record, bool in_block);
+  void tell_progress(const nn::Linear& layer);
+
 
   const QuantizeJob& job_;
   const Method& method_;
   QuantizedOutput output_;
-  HiddenStream stream_;
+  std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
-  Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
+  StoredRows kept_inputs_;  ///< [rows, width], or empty: inputs of the branch's contract layer
+  std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
-  int64_t done_ = 0, total_ = 0;
+  std::vector<LayerRecord> untuned_;  ///< layers of the blocks that are written when they have been tuned
+  QuantizeProgress progress_;
   QuantizeReport report_;
 };
 
 QuantizeReport Quantizer::run() {
   const Clock::time_point start = Clock::now();
-  total_ = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
+  progress_.total = job_.model.facts().layers * 6 + (job_.recipe.head_bits ? 1 : 0);
   for (int64_t index = 0; index < job_.model.facts().layers; ++index) quantize_block(index);
   if (job_.recipe.head_bits) quantize_head();
+  if (job_.recipe.tune_epochs > 0) {
+    reference_.reset();
+    gradients_.reset();
+    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
+                                     {.epochs = job_.recipe.tune_epochs}, [](int64_t, int64_t) {});
+    fprintf(stderr, "tuned %f -> %f\n", result.before, result.after);
+    for (LayerRecord& record : untuned_) {
+      record.bias = output_.stored(record.report.name, std::move(record.bias));
+      write(record, true);
+    }
+  }
+  if (job_.journal && stream_) job_.journal->append(kAllLayers, {});
   output_.finish(report_, biases_added_);
   report_.output_bytes = output_.tensor_bytes();
   job_.source.check_intact();
@@ -78,192 +109,373 @@ QuantizeReport Quantizer::run() {
   return report_;
 }
 
-Statistics Quantizer::gather(nn::Branch& branch, bool contract) {
-  const nn::Linear& layer = contract ? branch.contract() : *branch.expand().front();
-  Statistics statistics(layer.in_features(), positions_, true);
-  StatisticsObserver observer(
-      job_.backend, [&](const nn::Linear& seen) { return &seen == &layer ? &statistics : nullptr; });
-  stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
-    const TensorView x = branch.expand_input(part.context, part.hidden);
-    if (!contract) return;
-    const TensorView u = branch.contract_input(part.context, x);
-    if (kept_inputs_) job_.backend.copy_to_device(kept_rows(part).as<void>(), u.data, u.bytes());
-  });
-  return statistics;
+InputMoments Quantizer::empty_moments(int64_t features) const {
+  InputMoments moments{Statistics(features, positions_, true), Statistics(features, 0, false), {}};
+  if (job_.recipe.asymmetric) moments.cross.resize(size_t(features * features));
+  return moments;
 }
 
-// The float weights do not change on the way, so one pass sees both inputs and moves the reference stream on.
-std::array<Statistics, 2> Quantizer::advance_reference(nn::Branch& branch) {
-  const nn::Linear *expand = branch.expand().front(), *contract = &branch.contract();
-  std::array<Statistics, 2> means{Statistics(expand->in_features(), positions_, false),
-                                  Statistics(contract->in_features(), positions_, false)};
-  StatisticsObserver observer(job_.backend, [&](const nn::Linear& seen) {
-    return &seen == expand ? &means[0] : &seen == contract ? &means[1] : nullptr;
+// x_float: the same tokens' input in the float model, or empty.
+void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                    const TensorView& x_float) {
+  const TensorView& positions = part.context.batch.positions;
+  moments.quantized.add(job_.backend, x, positions);
+  if (!x_float) return;
+  moments.reference.add(job_.backend, x_float, positions);
+  if (!moments.cross.empty())
+    job_.backend.run(SecondMoment{.a = x_float, .b = x, .out = moments.cross.data()});
+}
+
+// What the residual stream has lost, seen together with the input of the layer that adds to it.
+void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
+                             const TensorView& hidden, const TensorView& hidden_float) {
+  if (!job_.recipe.asymmetric) return;
+  const int64_t tokens = hidden.shape[0], width = hidden.shape[1];
+  if (moments.residual_sum.empty()) {
+    moments.residual_sum.resize(size_t(width));
+    moments.residual_cross.resize(size_t(width * x.shape[1]));
+  }
+  const OutputView lost = part.context.workspace.floats(hidden.shape);
+  job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = begin; i < end; ++i) {
+        lost.row(t)[i] = hidden_float.row(t)[i] - hidden.row(t)[i];
+        moments.residual_sum[size_t(i)] += double(lost.row(t)[i]);
+      }
   });
-  reference_->for_each_part(
-      &observer, [&](const HiddenStream::Part& part) { branch.forward(part.context, part.hidden); });
-  return means;
+  job_.backend.run(SecondMoment{.a = lost, .b = x, .out = moments.residual_cross.data()});
+}
+
+// The input that the expand layers share, or the contract layer's. The reference stream needs no quantized
+// layer, so it is moved on as soon as its last input has been seen.
+InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, bool contract) {
+  const auto input_of = [contract](nn::Branch& which, const HiddenStream::Part& part) {
+    const TensorView x = which.expand_input(part.context, part.hidden);
+    return contract ? which.contract_input(part.context, x) : x;
+  };
+  InputMoments moments =
+      empty_moments((contract ? branch.contract() : *branch.expand().front()).in_features());
+  for (int64_t index = 0; index < stream_->parts(); ++index)
+    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+      const TensorView x = input_of(branch, part);
+      if (contract && kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, x);
+      if (!float_branch) return add(moments, part, x, {});
+      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
+        const TensorView x_float = input_of(*float_branch, reference);
+        add(moments, part, x, x_float);
+        if (!contract) return;
+        add_residual(moments, part, x, part.hidden, reference.hidden);
+        float_branch->finish(reference.context, x_float, reference.hidden);
+      });
+    });
+  return moments;
 }
 
 // The paper's way: every layer of the block sees what the unquantized block computes from the quantized
-// prefix.
-std::vector<Statistics> Quantizer::observe_whole(nn::Block& block) {
-  std::vector<Statistics> inputs;
-  std::vector<const nn::Linear*> layers;
-  for (const auto& branch : block.branches)
-    for (const nn::Linear* layer : {static_cast<const nn::Linear*>(branch->expand().front()),
-                                    static_cast<const nn::Linear*>(&branch->contract())}) {
-      layers.push_back(layer);
-      inputs.emplace_back(layer->in_features(), positions_, true);
-    }
-  StatisticsObserver observer(job_.backend, [&](const nn::Linear& seen) -> Statistics* {
-    for (size_t i = 0; i < layers.size(); ++i)
-      if (layers[i] == &seen) return &inputs[i];
-    return nullptr;
+// prefix. Two entries per branch: the expand layers' input and the contract layer's.
+std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* float_block) {
+  std::vector<InputMoments> all;
+  for (const auto& branch : block.branches) {
+    all.push_back(empty_moments(branch->expand().front()->in_features()));
+    all.push_back(empty_moments(branch->contract().in_features()));
+  }
+  for (int64_t index = 0; index < stream_->parts(); ++index)
+    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+      const OutputView hidden = part.context.workspace.floats(part.hidden.shape);
+      job_.backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
+      const auto walk = [&](const HiddenStream::Part* reference) {
+        for (size_t i = 0; i < block.branches.size(); ++i) {
+          nn::Branch& branch = *block.branches[i];
+          const TensorView x = branch.expand_input(part.context, hidden);
+          const TensorView u = branch.contract_input(part.context, x);
+          TensorView x_float, u_float;
+          if (reference) {
+            nn::Branch& float_branch = *float_block->branches[i];
+            x_float = float_branch.expand_input(reference->context, reference->hidden);
+            u_float = float_branch.contract_input(reference->context, x_float);
+          }
+          add(all[2 * i], part, x, x_float);
+          add(all[2 * i + 1], part, u, u_float);
+          if (reference) {
+            add_residual(all[2 * i + 1], part, u, hidden, reference->hidden);
+            float_block->branches[i]->finish(reference->context, u_float, reference->hidden);
+          }
+          branch.finish(part.context, u, hidden);
+        }
+      };
+      if (!float_block) return walk(nullptr);
+      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) { walk(&reference); });
+    });
+  return all;
+}
+
+// Both streams through one branch whose layers are all done. Without moments to gather, as on resuming, the
+// reference has not been moved on yet.
+void Quantizer::advance(nn::Branch& branch, nn::Branch* float_branch) {
+  if (!stream_) return;
+  stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+    if (!kept_inputs_) return branch.forward(part.context, part.hidden);
+    const OutputView u = part.context.workspace.floats({part.hidden.shape[0], kept_inputs_.width()});
+    kept_inputs_.load(job_.backend, part.first_row, u);
+    branch.finish(part.context, u, part.hidden);
   });
-  stream_.for_each_part(&observer, [&](const HiddenStream::Part& part) {
-    const OutputView copy = part.context.workspace.floats(part.hidden.shape);
-    job_.backend.copy_to_device(copy.as<void>(), part.hidden.data, part.hidden.bytes());
-    for (const auto& branch : block.branches) branch->forward(part.context, copy);
-  });
-  return inputs;
+  if (float_branch)
+    reference_->for_each_part(
+        nullptr, [&](const HiddenStream::Part& part) { float_branch->forward(part.context, part.hidden); });
 }
 
 void Quantizer::quantize_block(int64_t index) {
   const std::unique_ptr<nn::Block> block = job_.model.make_block(index);
   const std::unique_ptr<nn::Block> float_block = reference_ ? job_.model.make_block(index) : nullptr;
-  std::vector<Statistics> whole;
-  if (job_.recipe.one_pass) whole = observe_whole(*block);
+  const auto layers_of = [](nn::Branch& branch, bool contract) {
+    return contract ? std::vector{&branch.contract()} : branch.expand();
+  };
+  const bool block_settled = std::all_of(
+      block->branches.begin(), block->branches.end(), [&](const std::unique_ptr<nn::Branch>& branch) {
+        return settled(layers_of(*branch, false), true) && settled(layers_of(*branch, true), true);
+      });
+  if (!block_settled) gather_block_gradients(index);
+  std::vector<InputMoments> whole;
+  if (job_.recipe.one_pass && !block_settled) whole = observe_whole(*block, float_block.get());
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
+    nn::Branch* const float_branch = float_block ? float_block->branches[i].get() : nullptr;
     const int64_t width = branch.contract().in_features();
-    // Without a reference stream its room holds the contract layer's inputs where they are no wider:
-    // attention, the dearest part, then runs once.
-    if (!reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
-      kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_.rows(), width});
-    std::optional<std::array<Statistics, 2>> float_means;
-    if (float_block) float_means = advance_reference(*float_block->branches[i]);
+    bool reference_moved = !whole.empty();
     for (const bool contract : {false, true}) {
-      const std::vector<nn::Linear*> layers = contract ? std::vector{&branch.contract()} : branch.expand();
-      const Statistics input =
-          job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)]) : gather(branch, contract);
-      quantize_layers(layers, input, float_means ? &(*float_means)[size_t(contract)] : nullptr, true);
+      const std::vector<nn::Linear*> layers = layers_of(branch, contract);
+      if (settled(layers, true)) {
+        install_settled(layers, true);
+        continue;
+      }
+      // Without a reference stream its room holds the contract layer's inputs where they are no wider:
+      // attention, the dearest part, then runs once.
+      if (contract && !reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
+        kept_inputs_ = StoredRows(job_.backend, stream_->rows(), width);
+      quantize_layers(layers,
+                      job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)])
+                                           : gather(branch, float_branch, contract),
+                      true);
+      reference_moved |= contract;
     }
-    stream_.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-      if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
-      branch.forward(part.context, part.hidden);
-    });
-    kept_inputs_ = Tensor();
+    advance(branch, reference_moved ? nullptr : float_branch);
+    kept_inputs_ = StoredRows();
   }
 }
 
 void Quantizer::quantize_head() {
   nn::Linear& head = job_.model.lm_head();
-  const auto input_of_head = [&](HiddenStream& stream, bool moments) {
-    Statistics statistics(head.in_features(), 0, moments);
-    StatisticsObserver observer(
-        job_.backend, [&](const nn::Linear& seen) { return &seen == &head ? &statistics : nullptr; });
-    stream.for_each_part(
-        &observer, [&](const HiddenStream::Part& part) { job_.model.head_input(part.context, part.hidden); });
-    return statistics;
-  };
-  const Statistics input = input_of_head(stream_, true);
-  std::optional<Statistics> reference;
-  if (reference_) reference = input_of_head(*reference_, false);
-  quantize_layers({&head}, input, reference ? &*reference : nullptr, false);
+  if (settled({&head}, false)) return install_settled({&head}, false);
+  gather_block_gradients(job_.model.facts().layers);
+  InputMoments moments = empty_moments(head.in_features());
+  for (int64_t index = 0; index < stream_->parts(); ++index)
+    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
+      const TensorView x = job_.model.head_input(part.context, part.hidden);
+      if (!reference_) return add(moments, part, x, {});
+      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
+        add(moments, part, x, job_.model.head_input(reference.context, reference.hidden));
+      });
+    });
+  quantize_layers({&head}, std::move(moments), false);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const Statistics& input,
-                                const Statistics* reference, bool in_block) {
-  LayerInput shared(job_.backend,
-                    activation_curvature(input, job_.recipe.compensation == Compensation::joint),
+// Gradients are taken where the quantized prefix ends, of the block and all behind it in float.
+void Quantizer::gather_block_gradients(int64_t first) {
+  const Recipe& recipe = job_.recipe;
+  if (recipe.curvature == CurvatureKind::activation) return;
+  const bool guided = recipe.curvature == CurvatureKind::guided, head = first == job_.model.facts().layers;
+  gradients_ = gather_gradients(
+      {.backend = job_.backend,
+       .model = job_.model,
+       .stream = *stream_,
+       .first = first,
+       .observed = head ? 0 : 1,
+       .head = head,
+       .kinds = {.output_adaptive = !guided,
+                 .guided_groups = guided ? (method_.row_unit ? recipe.curvature_groups : 1) : 0}});
+  if (!head) job_.model.unload_block(first);
+}
+
+// One for each run of rows that has a curvature of its own; none where the inputs' own moments serve.
+std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) const {
+  std::vector<LayerInput> inputs;
+  const LayerGradients* gradients = gradients_ ? gradients_->find(layer.name) : nullptr;
+  if (!gradients) return inputs;
+  const FactorOptions options{.damping = job_.recipe.damping, .act_order = job_.recipe.act_order};
+  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const auto add = [&](const ExtendedMoment& moment) {
+    inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
+  };
+  if (job_.recipe.curvature == CurvatureKind::output_adaptive)
+    add(gradients->output_adaptive);
+  else
+    for (const ExtendedMoment& moment : gradients->guided) add(moment);
+  return inputs;
+}
+
+LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
+                                    std::vector<LayerInput> inputs) const {
+  if (inputs.size() <= 1) {
+    problem.input = inputs.empty() ? &shared : &inputs.front();
+    return method_.solve(job_.backend, problem);
+  }
+  const std::span<const float> weight = problem.weight;
+  const int64_t rows = problem.out_features, groups = int64_t(inputs.size());
+  std::optional<LayerSolution> all;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = group * rows / groups, last = (group + 1) * rows / groups;
+    problem.weight =
+        weight.subspan(size_t(first * problem.in_features), size_t((last - first) * problem.in_features));
+    problem.out_features = last - first;
+    problem.input = &inputs[size_t(group)];
+    LayerSolution part = method_.solve(job_.backend, problem);
+    if (!all) {
+      all = std::move(part);
+    } else {
+      append_rows(all->matrix, part.matrix);
+      all->damping = std::max(all->damping, part.damping);
+    }
+  }
+  return std::move(*all);
+}
+
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
+  const bool centred = job_.recipe.compensation == Compensation::joint;
+  std::optional<DriftMoments> drift;
+  if (job_.recipe.asymmetric) {
+    drift = drift_moments(moments, centred);
+    moments.cross = moments.residual_cross = {};
+  }
+  LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
   for (nn::Linear* layer : layers) {
-    quantize_layer(*layer, shared, input, reference, in_block);
-    job_.progress({++done_, total_, layer->name});
+    if (settled({layer}, in_block)) {
+      install_settled({layer}, in_block);
+      continue;
+    }
+    LayerRecord record = solve(*layer, shared, moments, drift, in_block);
+    if (job_.journal) job_.journal->append(layer_key(layer->name), to_bytes(record));
+    install(*layer, std::move(record), in_block);
   }
 }
 
-std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
-  std::vector<float> weight;
-  if (has_packed_weight(job_.source, layer.name)) {
-    const AffineMatrix matrix =
-        read_packed(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(matrix.codes.size());
-    for (int64_t row = 0; row < matrix.out_features; ++row)
-      matrix.decode_row(row, weight.data() + row * matrix.in_features);
-  } else {
-    const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
-    weight = job_.source.floats(tensor);
-    job_.source.release(tensor);
-  }
-  for (size_t i = 0; i < weight.size(); ++i)
-    if (!std::isfinite(weight[i]))
-      throw Error(str(layer.name, ".weight: element [", int64_t(i) / layer.in_features(), ", ",
-                      int64_t(i) % layer.in_features(), "] is ", weight[i],
-                      "; a model with non-finite weights cannot be quantized"));
-  return weight;
+GridOptions Quantizer::grid_of(const nn::Linear& layer, bool in_block) const {
+  return in_block ? job_.recipe.grid_for(layer.name, layer.in_features())
+                  : job_.recipe.head_grid(layer.name, layer.in_features());
 }
 
-void Quantizer::quantize_layer(nn::Linear& layer, LayerInput& shared, const Statistics& input,
-                               const Statistics* reference, bool in_block) {
+bool Quantizer::settled(const std::vector<nn::Linear*>& layers, bool in_block) const {
+  return std::all_of(layers.begin(), layers.end(), [&](const nn::Linear* layer) {
+    return grid_of(*layer, in_block).bits == 0 ||
+           (job_.journal && job_.journal->contains(layer_key(layer->name)));
+  });
+}
+
+void Quantizer::install_settled(const std::vector<nn::Linear*>& layers, bool in_block) {
+  for (nn::Linear* layer : layers) {
+    if (grid_of(*layer, in_block).bits == 0) {
+      report_.kept_float.push_back(layer->name);
+      tell_progress(*layer);
+      continue;
+    }
+    const std::string key = layer_key(layer->name);
+    ++progress_.resumed;
+    install(*layer, layer_from_bytes(*job_.journal->find(key), key), in_block);
+  }
+}
+
+void Quantizer::tell_progress(const nn::Linear& layer) {
+  ++progress_.done;
+  progress_.module = layer.name;
+  job_.progress(progress_);
+}
+
+LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
+                             const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
-  const GridOptions grid =
-      in_block ? job_.recipe.grid_for(layer.name, in) : job_.recipe.head_grid(layer.name, in);
-  if (grid.bits == 0) {
-    report_.kept_float.push_back(layer.name);
-    return;
-  }
-  const std::vector<float> weight = float_weight(layer);
+  const GridOptions grid = grid_of(layer, in_block);
+  const std::vector<float> weight = source_weight(job_.source, layer);
+  std::vector<float> target;
+  if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
   try {
-    solution =
-        method_.solve(job_.backend, {.name = layer.name,
-                                     .out_features = layer.out_features(),
-                                     .in_features = in,
-                                     .weight = weight,
-                                     .grid = grid,
-                                     .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
-                                     .input = &shared});
+    solution = solve_rows({.name = layer.name,
+                           .out_features = layer.out_features(),
+                           .in_features = in,
+                           .weight = target.empty() ? weight : target,
+                           .grid = grid,
+                           .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                           .options = job_.recipe.options},
+                          shared, gradient_inputs(layer));
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
-  const CompensationResult result = compensate(job_.backend, weight, solution.matrix, input,
-                                               reference, job_.recipe.compensation);
-  output_.add_matrix(layer.name, solution.matrix);
-  compensate_layer(layer, result, in_block);
-  report_.layers.push_back({.name = layer.name,
-                            .out_features = layer.out_features(),
-                            .in_features = in,
-                            .bits = grid.bits,
-                            .group_size = grid.group_size,
-                            .bits_per_weight = bits_per_weight(solution.matrix),
-                            .error_before = result.error_before,
-                            .error_after = result.error_after,
-                            .damping = solution.damping,
-                            .seconds = seconds_since(start)});
-  if (in_block) layer.weight = Weight::quantized(job_.backend, solution.matrix);
+  std::vector<double> residual_drift(moments.residual_sum);
+  for (double& value : residual_drift) value /= double(moments.quantized.count);
+  const CompensationResult result =
+      compensate(job_.backend, {.weight = weight,
+                                .target = target.empty() ? weight : target,
+                                .quantized = solution.matrix,
+                                .input = moments.quantized,
+                                .reference = moments.has_reference() ? &moments.reference : nullptr,
+                                .residual_drift = residual_drift,
+                                .kind = job_.recipe.compensation,
+                                .power = [&](std::span<const float> a) { return shared.output_power(a); }});
+  LayerRecord record{.report = {.name = layer.name,
+                                .out_features = layer.out_features(),
+                                .in_features = in,
+                                .bits = grid.bits,
+                                .group_size = grid.group_size,
+                                .bits_per_weight = bits_per_weight(solution.matrix),
+                                .error_before = result.error_before,
+                                .error_after = result.error_after,
+                                .damping = solution.damping}};
+  record.matrix = std::move(solution.matrix);
+  if (job_.recipe.compensation != Compensation::none) {
+    record.bias = layer.bias ? layer.bias.to_floats() : std::vector<float>(size_t(layer.out_features()));
+    for (size_t r = 0; r < record.bias.size(); ++r) record.bias[r] += result.channel[r];
+    record.bias = output_.stored(layer.name, std::move(record.bias));
+    if (in_block) record.positions = output_.stored(layer.name, result.position);
+  }
+  record.report.seconds = seconds_since(start);
+  return record;
 }
 
-void Quantizer::compensate_layer(nn::Linear& layer, const CompensationResult& result, bool in_block) {
-  if (job_.recipe.compensation == Compensation::none) return;
+// The same for a layer just solved and for one that an earlier run recorded.
+void Quantizer::install(nn::Linear& layer, LayerRecord record, bool in_block) {
   const int64_t out = layer.out_features();
-  const bool had_bias = bool(layer.bias);
-  std::vector<float> bias = had_bias ? layer.bias.to_floats() : std::vector<float>(size_t(out));
-  for (int64_t r = 0; r < out; ++r) bias[size_t(r)] += result.channel[size_t(r)];
-  bias = output_.stored(layer.name, std::move(bias));
+  if (out_features(record.matrix) != out || in_features(record.matrix) != layer.in_features())
+    throw Error(layer.name + ": its record is of another shape; start over with --force");
+  report_.layers.push_back(record.report);
+  biases_added_ |= in_block && !layer.bias && !record.bias.empty();
+  if (in_block) {
+    layer.weight = Weight::quantized(job_.backend, record.matrix);
+    if (!record.bias.empty()) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
+    if (!record.positions.empty())
+      layer.position_bias =
+          Tensor::from_floats(job_.backend, record.positions, {int64_t(record.positions.size()) / out, out});
+  }
+  if (in_block && job_.recipe.tune_epochs > 0) {
+    untuned_.push_back(std::move(record));
+  } else {
+    write(record, in_block);
+  }
+  tell_progress(layer);
+}
+
+void Quantizer::write(const LayerRecord& record, bool in_block) {
+  const std::string& name = record.report.name;
+  const int64_t out = out_features(record.matrix);
+  output_.add_matrix(name, record.matrix);
   // Only the six layers of a block can hold a bias in the published configuration.
-  output_.add_vector(layer.name, in_block ? ".bias" : ".compensation", bias, {out});
-  biases_added_ |= in_block && !had_bias;
-  if (!in_block) return;
-  layer.bias = Tensor::from_floats(job_.backend, bias, {out});
-  if (result.position.empty()) return;
-  const std::vector<float> table = output_.stored(layer.name, result.position);
-  output_.add_vector(layer.name, ".position_compensation", table, {result.positions, out});
-  layer.position_bias = Tensor::from_floats(job_.backend, table, {result.positions, out});
+  if (!record.bias.empty())
+    output_.add_vector(name, in_block ? ".bias" : ".compensation", record.bias, {out});
+  if (!record.positions.empty())
+    output_.add_vector(name, ".position_compensation", record.positions,
+                       {int64_t(record.positions.size()) / out, out});
 }
 
 }  // namespace

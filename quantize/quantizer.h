@@ -8,6 +8,7 @@
 #include "engine/io/checkpoint_writer.h"
 #include "engine/nn/model.h"
 #include "quantize/data.h"
+#include "quantize/journal.h"
 #include "quantize/recipe.h"
 #include "quantize/report.h"
 
@@ -16,7 +17,8 @@ namespace ballast {
 struct QuantizeProgress {
   int64_t done = 0;  ///< modules finished
   int64_t total = 0;
-  std::string module;  ///< the one just finished
+  int64_t resumed = 0;  ///< of `done`, those taken from the journal
+  std::string module;   ///< the one just finished
 };
 
 struct QuantizeJob {
@@ -26,6 +28,7 @@ struct QuantizeJob {
   const Recipe& recipe;
   const CalibrationTokens& tokens;
   CheckpointWriter& writer;
+  Journal* journal = nullptr;  ///< modules found in it are not solved again; finished ones are added to it
   std::function<void(const QuantizeProgress&)> progress = [](const QuantizeProgress&) {};
 };
 
@@ -39,6 +42,7 @@ struct QuantizePlan {
   int64_t weights = 0;             ///< in the modules to be quantized
   double bits_per_weight = 0;      ///< mean over them
   uint64_t output_bytes = 0;       ///< of tensor data
+  uint64_t journal_bytes = 0;      ///< of a journal that holds every module and the calibration tokens
   uint64_t peak_memory_bytes = 0;  ///< estimate: streams, statistics and copies of the largest layer
   double gigaflops = 0;            ///< estimate of the arithmetic
 };

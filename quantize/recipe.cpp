@@ -1,5 +1,7 @@
 #include "quantize/recipe.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
 #include "quantize/methods.h"
 
@@ -11,19 +13,35 @@ constexpr std::pair<Compensation, const char*> kCompensations[] = {{Compensation
                                                                    {Compensation::joint, "joint"},
                                                                    {Compensation::position, "position"}};
 
-bool known_bits(int bits) {
-  return bits == 2 || bits == 3 || bits == 4 || bits == 8;
-}
+constexpr std::pair<CurvatureKind, const char*> kCurvatures[] = {
+    {CurvatureKind::activation, "activation"},
+    {CurvatureKind::output_adaptive, "output-adaptive"},
+    {CurvatureKind::guided, "guided"}};
 
 GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_features) {
   if (grid.group_size == 0 || grid.group_size > in_features) grid.group_size = in_features;
   if (grid.bits != 0 && in_features % grid.group_size != 0)
     throw Error(
         str("--group-size ", grid.group_size, " does not divide the ", in_features, " inputs of ", module));
+  if (grid.range_shrink == 0)
+    grid.range_shrink = standard_range_shrink(grid.bits, grid.group_size == in_features);
   return grid;
 }
 
 }  // namespace
+
+double standard_range_shrink(int bits, bool whole_row) {
+  switch (bits) {
+    case 2:
+      return 0.85;
+    case 3:
+      return whole_row ? 0.8 : 0.9;
+    case 4:
+      return whole_row ? 0.9 : 0.95;
+    default:
+      return 1;
+  }
+}
 
 const char* name_of(Compensation compensation) {
   for (const auto& [value, name] : kCompensations)
@@ -37,15 +55,40 @@ Compensation compensation_named(const std::string& name) {
   throw Error("--compensate is \"" + name + "\", expected none, channel, joint or position");
 }
 
+const char* name_of(CurvatureKind curvature) {
+  for (const auto& [value, name] : kCurvatures)
+    if (value == curvature) return name;
+  return "?";
+}
+
+CurvatureKind curvature_named(const std::string& name) {
+  for (const auto& [value, known] : kCurvatures)
+    if (name == known) return value;
+  throw Error("--curvature is \"" + name + "\", expected activation, output-adaptive or guided");
+}
+
+void Recipe::fill_defaults() {
+  const Method& solver = method_named(method);
+  if (grid.bits == 0) {
+    if (solver.bits.size() > 1) throw Error("--bits is missing: " + solver.widths());
+    grid.bits = solver.bits.front();
+  }
+  if (grid.group_size == -1) grid.group_size = solver.group_size;
+  if (damping == -1) damping = solver.damping;
+  if (options.sweeps == -1) options.sweeps = std::max(solver.sweeps, 0);
+}
+
 void Recipe::check() const {
   const Method& solver = method_named(method);
-  if (!known_bits(grid.bits)) throw Error(str("--bits is ", grid.bits, ", expected 2, 3, 4 or 8"));
-  if (head_bits != 0 && !known_bits(head_bits))
-    throw Error(str("--head-bits is ", head_bits, ", expected 2, 3, 4 or 8"));
+  if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
+  if (head_bits != 0 && !solver.has_width(head_bits))
+    throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
   if (grid.group_size < 0)
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
-  if (!(grid.range_shrink > 0 && grid.range_shrink <= 1))
+  if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))
     throw Error(str("--range-shrink is ", grid.range_shrink, ", expected more than 0, up to 1"));
+  if (target_bits != 0 && (target_bits < 0 || !solver.has_width(2) || !solver.has_width(4)))
+    throw Error(str("--target-bits is ", target_bits, ": needs a positive average and a method with widths to choose from"));
   if (!(damping > 0 && damping <= 100))
     throw Error(str("--damping is ", damping, ", expected more than 0, up to 100"));
   if (!solver.uses_curvature) {
@@ -57,16 +100,34 @@ void Recipe::check() const {
     refuse(compensation == Compensation::joint, "--compensate joint",
            "its codes do not depend on the inputs; use --compensate channel");
   }
+  if (curvature != CurvatureKind::activation && !solver.uses_curvature)
+    throw Error(str("--curvature ", name_of(curvature), " makes no sense with --method ", method,
+                    ": it looks at no inputs"));
+  if (curvature != CurvatureKind::activation && one_pass)
+    throw Error("--one-pass makes no sense with a curvature from gradients: it has passes of its own");
+  if (curvature_groups < 1)
+    throw Error(str("--curvature-groups is ", curvature_groups, ", expected 1 or more"));
+  if (tune_epochs < 0 || tune_epochs > 1000)
+    throw Error(str("--tune is ", tune_epochs, ", expected 0 to 1000"));
+  if (tune_epochs > 0 && !solver.has_uniform_grid)
+    throw Error(str("--tune makes no sense with --method ", method, ": only a uniform grid's scales are moved"));
+  if (tune_epochs > 0 && (compensation == Compensation::none || compensation == Compensation::position))
+    throw Error("--tune moves biases: it goes with --compensate channel or joint");
+  if (asymmetric && !solver.uses_curvature)
+    throw Error(str("--asymmetric makes no sense with --method ", method,
+                    ": without feedback nothing is gained by moving the weights first"));
+  check_options(solver, *this);
   if (correct_drift && compensation == Compensation::none)
     throw Error(
         "--correct-drift makes no sense with --compensate none: there is no bias correction to put it in");
   for (const LayerOverride& rule : overrides)
-    if (rule.bits != 0 && !known_bits(rule.bits))
-      throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", expected 2, 3, 4 or 8"));
+    if (rule.bits != 0 && !solver.has_width(rule.bits))
+      throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", ", solver.widths()));
 }
 
 GridOptions Recipe::grid_for(const std::string& module, int64_t in_features) const {
   GridOptions out = grid;
+  if (const auto chosen = layer_bits.find(module); chosen != layer_bits.end()) out.bits = chosen->second;
   for (const LayerOverride& rule : overrides) {
     if (!std::regex_search(module, rule.regex)) continue;
     out = grid;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <regex>
 #include <string>
 #include <vector>
@@ -19,14 +20,45 @@ const char* name_of(Compensation compensation);
 /// Error listing the known names.
 Compensation compensation_named(const std::string& name);
 
+/// Which quadratic form of a layer's error the methods minimize.
+enum class CurvatureKind : uint8_t {
+  activation,       ///< E[x xᵀ] of the layer's inputs: its output error
+  output_adaptive,  ///< Σ GᵀG of the weight's gradients, sample by sample (OAC, arXiv 2405.15025)
+  guided,           ///< E[g² x xᵀ] with the output's gradients, by groups of rows (arXiv 2505.07004)
+};
+const char* name_of(CurvatureKind curvature);
+/// Error listing the known names.
+CurvatureKind curvature_named(const std::string& name);
+
 /// The uniform grid of one group: how scale and zero point are found.
 struct GridOptions {
-  int bits = 4;              ///< 2, 3, 4 or 8
+  int bits = 4;              ///< 2, 3, 4 or 8; 1 for billm
   int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
   bool symmetric = false;    ///< zero point in the middle of the codes
   bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
-  double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1]
+  double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1], or 0: standard_range_shrink
 };
+
+/// What single methods have beyond the grid. -1: the method's own value (Recipe::fill_defaults).
+struct MethodOptions {
+  // Coordinate descent (COMQ, arXiv 2403.07134; after GPTQ as a polish)
+  int sweeps = -1;            ///< at most; 0: none
+  bool greedy_order = false;  ///< each row by descending ‖x_j‖·|w_j|, the paper's order; slower
+  bool anneal = true;         ///< damping falls from sweep to sweep, from 6 sweeps on
+  bool refit_scales = true;
+  bool per_layer = false;  ///< comq: one scale for the whole layer
+
+  // SpQR (arXiv 2306.03078)
+  double outlier_threshold = 0.2;  ///< share of the mean sensitivity beyond which a weight stays in 16 bits
+  int stat_bits = 3;               ///< of the quantized scales and zero points
+
+  // BiLLM (arXiv 2402.04291)
+  int64_t block_size = 128;  ///< columns that share salient columns and a row's coefficients
+};
+
+/// The β that measured best on the bundled model at each width: few levels are better spent on the many small weights.
+/// Related: MagR (arXiv 2406.00800) shrinks by 0.8 to 0.95.
+double standard_range_shrink(int bits, bool whole_row);
 
 /// Another width or group size, or none at all, for the modules whose name matches.
 struct LayerOverride {
@@ -40,18 +72,31 @@ struct Recipe {
   std::string method = "gptq";
   GridOptions grid;
   std::vector<LayerOverride> overrides;  ///< the last match wins
-  int head_bits = 0;  ///< also quantize the head (and the embedding tied to it); 0: leave it
+  /// Bits per weight to meet on average, the head included, with a width for each layer (bit_allocation.h); 0: one
+  /// width for all.
+  double target_bits = 0;
+  std::map<std::string, int> layer_bits;  ///< what bit allocation chose; an override wins
+  int head_bits = 0;                      ///< also quantize the head (and the embedding tied to it); 0: leave it
+
+  CurvatureKind curvature = CurvatureKind::activation;
+  int64_t curvature_groups = 4;  ///< guided: runs of rows with a curvature of their own, at most
 
   // GPTQ (arXiv 2210.17323)
   double damping = 0.01;       ///< λ: this share of mean(diag H) is added to the diagonal
   bool act_order = false;      ///< columns by descending diag H, with grids fitted beforehand
   bool static_groups = false;  ///< grids fitted on the original weights
+  MethodOptions options;
   bool one_pass =
       false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
 
   Compensation compensation = Compensation::joint;
+  bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
+  int tune_epochs = 0;         ///< after all layers, see tuning.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
+  /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.
+  /// Error when bits is open and the method has more than one width.
+  void fill_defaults();
   /// Error for a value out of range or a combination that makes no sense, with the reason.
   void check() const;
   /// The grid for one module of a block with its group size resolved (1 … in_features), or bits 0 when it

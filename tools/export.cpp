@@ -53,6 +53,9 @@ class Exporter {
       throw Error(fmt::format("{}: is not quantized; `ballast quantize` makes of it what can be exported",
                               options.model));
     config_ = *config;
+    for (const std::string& encoding : config_.encodings)
+      throw Error(fmt::format("{}: holds weights in the encoding {}, which has no published layout",
+                              options.model, encoding));
     for (PackedModule& module : packed_modules(source, config_)) modules_.emplace(module.name, module);
     if (modules_.empty()) throw Error(options.model + ": no module is stored in a quantized layout");
   }

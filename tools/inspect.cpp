@@ -22,29 +22,34 @@ struct InspectOptions {
 struct LayerFacts {
   std::string name, encoding;
   int64_t out_features, in_features;
-  double bits;  ///< per weight, scales and zero points included
+  double bits;            ///< per weight, scales and zero points included
+  int64_t outliers = -1;  ///< -1: the encoding has none
   double weights() const { return double(out_features) * double(in_features); }
 };
 
+std::string describe(const DenseView& view) {
+  return std::string(name_of(view.dtype));
+}
+std::string describe(const AffineView& view) {
+  const bool whole_row = view.group_size == view.in_features;
+  return whole_row ? fmt::format("W{} per row", view.bits)
+                   : fmt::format("W{} g{}", view.bits, view.group_size);
+}
+std::string describe(const SparseOutlierView& view) {
+  return fmt::format("W{} g{} + outliers", view.bits, view.group_size);
+}
+std::string describe(const ResidualBinaryView& view) {
+  return fmt::format("residual binary b{}", view.block_size);
+}
+
 LayerFacts facts_of(const nn::Linear& layer) {
-  struct Describe {
-    std::string encoding;
-    double bits = 0;
-    void operator()(const DenseView& view) {
-      encoding = name_of(view.dtype);
-      bits = double(8 * size_of(view.dtype));
-    }
-    void operator()(const AffineView& view) {
-      const bool whole_row = view.group_size == view.in_features;
-      encoding = whole_row ? fmt::format("W{} per row", view.bits)
-                           : fmt::format("W{} g{}", view.bits, view.group_size);
-      bits = view.bits + double(16 + view.bits) / double(view.group_size);
-    }
-  } describe;
-  layer.weight.visit([&](const auto& view) { describe(view); });
-  std::string encoding = describe.encoding;
+  std::string encoding = layer.weight.visit([](const auto& view) { return describe(view); });
   if (layer.position_bias) encoding += " + position compensation";
-  return {layer.name, encoding, layer.out_features(), layer.in_features(), describe.bits};
+  LayerFacts facts{layer.name, encoding, layer.out_features(), layer.in_features(),
+                   layer.weight.bits_per_weight()};
+  if (const auto* sparse = std::get_if<SparseOutlierView>(&layer.weight.encoding()))
+    facts.outliers = sparse->outliers;
+  return facts;
 }
 
 struct ModelSummary {
@@ -63,6 +68,14 @@ struct ModelSummary {
     return weights > 0 ? bits / weights : 0;
   }
   double block_bits() const { return bits_of({&blocks}); }
+  /// Of the weights whose encoding has outliers; 0 where none has.
+  double outlier_share() const {
+    double outliers = 0, weights = 0;
+    for (const auto* group : {&blocks, &outside})
+      for (const LayerFacts& layer : *group)
+        if (layer.outliers >= 0) outliers += double(layer.outliers), weights += layer.weights();
+    return weights > 0 ? outliers / weights : 0;
+  }
   double model_bits() const { return bits_of({&blocks, &outside}); }
 };
 
@@ -181,6 +194,8 @@ std::string text_of(const Checkpoint& checkpoint, const ModelSummary& model, con
   text +=
       fmt::format("whole       {:.3f} bits per weight, with the {} head{}\n", model.model_bits(),
                   model.tied ? "tied" : "separate", model.outside.size() > 1 ? " and the projections" : "");
+  if (model.outlier_share() > 0)
+    text += fmt::format("outliers    {:.3f} % of the weights beside them\n", 100 * model.outlier_share());
   if (const auto* quantization = json_find(checkpoint.config(), "quantization_config", "config.json"))
     text += fmt::format("quantized   {}\n", quantization->dump());
   return text + "\n" + tensor_list(checkpoint, options.all_tensors);
@@ -198,17 +213,21 @@ nlohmann::json json_of(const Checkpoint& checkpoint, const ModelSummary& model) 
                            {"tied_head", model.tied},
                            {"bytes", tensor_bytes(checkpoint)},
                            {"block_bits_per_weight", model.block_bits()},
-                           {"bits_per_weight", model.model_bits()}};
+                           {"bits_per_weight", model.model_bits()},
+                           {"outlier_share", model.outlier_share()}};
   const auto* quantization = json_find(checkpoint.config(), "quantization_config", "config.json");
   object["quantization_config"] = quantization ? *quantization : nlohmann::json(nullptr);
   object["linears"] = nlohmann::json::array();
   for (const auto* group : {&model.blocks, &model.outside})
-    for (const LayerFacts& layer : *group)
+    for (const LayerFacts& layer : *group) {
       object["linears"].push_back({{"name", layer.name},
                                    {"encoding", layer.encoding},
                                    {"out_features", layer.out_features},
                                    {"in_features", layer.in_features},
                                    {"bits_per_weight", layer.bits}});
+      if (layer.outliers >= 0)
+        object["linears"].back()["outlier_share"] = double(layer.outliers) / layer.weights();
+    }
   object["tensors"] = nlohmann::json::array();
   for (const StoredTensor& tensor : checkpoint.tensors())
     object["tensors"].push_back({{"name", tensor.name},

@@ -8,6 +8,7 @@
 #include "engine/core/process.h"
 #include "engine/evaluation/perplexity.h"
 #include "engine/evaluation/text_data.h"
+#include "engine/io/content_hash.h"
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "tools/console.h"
@@ -90,8 +91,8 @@ nlohmann::json json_of(const TextOptions& options, const PerplexityResult& resul
                            {"stride", result.stride},
                            {"first_window", options.measure.first_window},
                            {"window_nll", result.window_nll},
-                           {"model_hash", fingerprint_files(model.checkpoint->files())},
-                           {"tokenizer_hash", fingerprint_files(tokenizer_files(options.model))},
+                           {"model_hash", hex(content_hash_of_files(model.checkpoint->files()))},
+                           {"tokenizer_hash", hex(content_hash_of_files(tokenizer_files(options.model)))},
                            {"data_hash", data_hash},
                            {"seconds", seconds},
                            {"peak_memory_bytes", peak_memory_bytes()}};
@@ -171,7 +172,7 @@ void measure(TextOptions& options, const GlobalOptions& global) {
                                                      });
   progress.finish();
   if (options.json) {
-    print_json(json_of(options, result, model, fingerprint(raw), elapsed()));
+    print_json(json_of(options, result, model, hex(content_hash(raw)), elapsed()));
   } else {
     print(text_of(options, result));
   }

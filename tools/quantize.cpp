@@ -6,14 +6,19 @@
 #include <chrono>
 
 #include "engine/evaluation/text_data.h"
+#include "engine/io/content_hash.h"
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "models/registry.h"
+#include "quantize/bit_allocation.h"
 #include "quantize/methods.h"
+#include "quantize/named_recipe.h"
 #include "quantize/quantizer.h"
+#include "quantize/records.h"
 #include "tools/console.h"
 #include "tools/report.h"
 #include "tools/subcommand.h"
+#include "tools/version.h"
 
 namespace ballast {
 namespace {
@@ -23,13 +28,16 @@ constexpr uint64_t kLargestText = uint64_t(4) << 30;
 struct QuantizeOptions {
   std::string model, output, report;
   Recipe recipe;
+  std::string name;                         ///< of the recipe; empty: balanced, or none where a method is named
+  std::function<bool(const char* flag)> given;  ///< whether a flag was set: it wins over the recipe
+  std::string scale_scope = "channel";
   std::string compensation;           ///< empty: the method's default
   std::optional<bool> correct_drift;  ///< empty: the method's default
   std::vector<std::string> overrides, skips;
   std::string calibration = "self", dataset = "text";
   int64_t samples = 128, length = 0;
   uint64_t seed = 0;
-  bool force = false, dry_run = false, json = false;
+  bool force = false, resume = false, dry_run = false, json = false;
 };
 
 using Clock = std::chrono::steady_clock;
@@ -71,8 +79,36 @@ LayerOverride parse_override(const std::string& text) {
   return rule;
 }
 
+// The named recipe's part of the choices, but for those that a flag made.
+void apply_named(const QuantizeOptions& options, Recipe& recipe) {
+  const auto given = [&](std::initializer_list<const char*> flags) {
+    return std::any_of(flags.begin(), flags.end(), options.given);
+  };
+  const std::string name = !options.name.empty() ? options.name : given({"--method"}) ? "" : "balanced";
+  if (name.empty()) return;
+  const NamedRecipe named = named_recipe(name);
+  if (recipe.method != "gptq")
+    throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq", name,
+                            recipe.method));
+  if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
+  if (!given({"--damping"})) recipe.damping = named.damping;
+  if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
+  if (!given({"--asymmetric"})) recipe.asymmetric = named.asymmetric;
+  if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
+  const bool tunable = recipe.compensation == Compensation::channel || recipe.compensation == Compensation::joint;
+  if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
+}
+
 Recipe finished_recipe(const QuantizeOptions& options) {
   Recipe recipe = options.recipe;
+  if (recipe.target_bits > 0) {
+    if (recipe.grid.bits != 0) throw Error("--target-bits chooses the widths: leave --bits out");
+    recipe.grid.bits = recipe.target_bits < 3 ? 2 : recipe.target_bits < 4 ? 3 : 4;
+  }
+  recipe.fill_defaults();
+  if (options.scale_scope != "channel" && options.scale_scope != "layer")
+    throw Error(fmt::format("--scale-scope is \"{}\", expected channel or layer", options.scale_scope));
+  recipe.options.per_layer = options.scale_scope == "layer";
   // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
   // earlier layers do.
   const bool feedback = method_named(recipe.method).uses_curvature;
@@ -81,6 +117,8 @@ Recipe finished_recipe(const QuantizeOptions& options) {
                             : compensation_named(options.compensation);
   recipe.correct_drift =
       options.correct_drift.value_or(feedback && recipe.compensation != Compensation::none);
+  apply_named(options, recipe);
+  if (recipe.compensation == Compensation::none && !options.correct_drift) recipe.correct_drift = false;
   for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
   for (const std::string& pattern : options.skips)
     recipe.overrides.push_back({.pattern = pattern, .regex = compile("--skip", pattern), .bits = 0});
@@ -95,9 +133,44 @@ void refuse_same_folder(const QuantizeOptions& options) {
                             options.output));
 }
 
-CalibrationTokens calibration_tokens(const QuantizeOptions& options, const GlobalOptions& global,
-                                     Backend& backend, nn::Model& model, const Tokenizer& tokenizer,
-                                     int64_t length) {
+void show_plan(const QuantizeOptions& options, const QuantizePlan& plan, const Recipe& recipe) {
+  if (options.json)
+    return print_json({{"modules", plan.modules},
+                       {"weights", plan.weights},
+                       {"bits_per_weight", plan.bits_per_weight},
+                       {"output_bytes", plan.output_bytes},
+                       {"peak_memory_bytes", plan.peak_memory_bytes},
+                       {"gigaflops", plan.gigaflops}});
+  print(fmt::format(
+      "would quantize {} modules, {} weights, to {:.3f} bits per weight ({}, compensation {})\n",
+      plan.modules, plan.weights, plan.bits_per_weight, recipe.method, name_of(recipe.compensation)));
+  // 80 GFLOP/s is what two cores without AVX-512 sustain here; the estimate is for planning, not a promise.
+  print(fmt::format("output about {}, peak memory about {}, about {:.0f} GFLOP ({} at 80 GFLOP/s)\n",
+                    human_bytes(double(plan.output_bytes)), human_bytes(double(plan.peak_memory_bytes)),
+                    plan.gigaflops, human_seconds(plan.gigaflops / 80)));
+}
+
+struct Run {
+  const QuantizeOptions& options;
+  const GlobalOptions& global;
+  const Recipe& recipe;
+  const Checkpoint& checkpoint;
+  Backend& backend;
+  nn::Model& model;
+  CheckpointWriter& writer;
+  Journal& journal;
+  int64_t length;
+};
+
+CalibrationTokens stored_tokens(const std::string& bytes, int64_t vocab) {
+  CalibrationTokens tokens = tokens_from_bytes(bytes, kTokensKey);
+  for (const int32_t id : tokens.ids)
+    if (id < 0 || id >= vocab) throw Error(fmt::format("{}: token {} of {}", kTokensKey, id, vocab));
+  return tokens;
+}
+
+CalibrationTokens new_tokens(const Run& run, const Tokenizer& tokenizer) {
+  const auto& [options, global, recipe, checkpoint, backend, model, writer, journal, length] = run;
   if (options.calibration != "self") {
     const std::string raw = read_file(options.calibration, kLargestText);
     return calibration_from_text(join_rows(raw, dataset_from(options.dataset)), options.calibration,
@@ -118,21 +191,16 @@ CalibrationTokens calibration_tokens(const QuantizeOptions& options, const Globa
   return tokens;
 }
 
-void show_plan(const QuantizeOptions& options, const QuantizePlan& plan, const Recipe& recipe) {
-  if (options.json)
-    return print_json({{"modules", plan.modules},
-                       {"weights", plan.weights},
-                       {"bits_per_weight", plan.bits_per_weight},
-                       {"output_bytes", plan.output_bytes},
-                       {"peak_memory_bytes", plan.peak_memory_bytes},
-                       {"gigaflops", plan.gigaflops}});
-  print(fmt::format(
-      "would quantize {} modules, {} weights, to {:.3f} bits per weight ({}, compensation {})\n",
-      plan.modules, plan.weights, plan.bits_per_weight, recipe.method, name_of(recipe.compensation)));
-  // 80 GFLOP/s is what two cores without AVX-512 sustain here; the estimate is for planning, not a promise.
-  print(fmt::format("output about {}, peak memory about {}, about {:.0f} GFLOP ({} at 80 GFLOP/s)\n",
-                    human_bytes(double(plan.output_bytes)), human_bytes(double(plan.peak_memory_bytes)),
-                    plan.gigaflops, human_seconds(plan.gigaflops / 80)));
+// Kept, since sampling takes long and its result must not depend on when it was cut short.
+CalibrationTokens calibration_tokens(const Run& run) {
+  if (const auto bytes = run.journal.find(kTokensKey)) return stored_tokens(*bytes, run.model.facts().vocab);
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(run.options.model);
+  if (tokenizer->vocabulary_size() > run.model.facts().vocab)
+    throw Error(fmt::format("{}: the tokenizer has {} ids, the model's embedding {} rows", run.options.model,
+                            tokenizer->vocabulary_size(), run.model.facts().vocab));
+  const CalibrationTokens tokens = new_tokens(run, *tokenizer);
+  run.journal.append(kTokensKey, to_bytes(tokens));
+  return tokens;
 }
 
 nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& report, const Checkpoint& source,
@@ -145,6 +213,123 @@ nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& rep
                {"source_bytes", source_bytes},
                {"calibration_seconds", calibration_seconds}});
   return json;
+}
+
+struct Outcome {
+  QuantizeReport report;
+  double calibration_seconds = 0;
+};
+
+void print_report(const QuantizeOptions& options, const Checkpoint& source, const Outcome& outcome) {
+  const auto& [report, calibration_seconds] = outcome;
+  const nlohmann::json json = json_of(options, report, source, calibration_seconds);
+  if (!options.report.empty()) write_report(options.report, {{json, options.output}});
+  if (options.json) return print_json(json);
+  print(report.table());
+  print(fmt::format(
+      "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
+      options.output, report.bits_per_weight(), report.layers.size(),
+      human_bytes(double(report.output_bytes)), human_seconds(report.seconds),
+      human_seconds(calibration_seconds), human_bytes(double(report.peak_memory_bytes))));
+}
+
+// The recipe with a width for every layer. Kept, since it takes a pass forth and back through the model.
+Recipe with_widths(const Run& run, const CalibrationTokens& tokens) {
+  Recipe recipe = run.recipe;
+  if (const auto bytes = run.journal.find(kWidthsKey)) {
+    recipe.layer_bits = widths_from_bytes(*bytes, kWidthsKey);
+  } else {
+    Progress progress(run.global);
+    recipe.layer_bits = choose_widths({.source = run.checkpoint,
+                                       .backend = run.backend,
+                                       .model = run.model,
+                                       .tokens = tokens,
+                                       .recipe = recipe,
+                                       .progress = [&](int64_t done, int64_t all) {
+                                         check_interrupt();
+                                         progress.update(fmt::format("sensitivities: {} of {}", done, all));
+                                       }});
+    progress.finish();
+    run.journal.append(kWidthsKey, to_bytes(recipe.layer_bits));
+  }
+  if (const auto head = recipe.layer_bits.find(run.model.lm_head().name); head != recipe.layer_bits.end())
+    recipe.head_bits = head->second;
+  return recipe;
+}
+
+Outcome calibrate_and_quantize(const Run& run) {
+  const Clock::time_point begun = Clock::now();
+  const CalibrationTokens tokens = calibration_tokens(run);
+  const double calibration_seconds = seconds_since(begun);
+  // GPTQ's rule of thumb: a second moment needs several times more rows than columns.
+  if (tokens.samples * tokens.length < 2 * run.model.facts().ffn)
+    spdlog::warn("{} calibration tokens are few for layers of {} inputs; expect damping to do the work",
+                 tokens.samples * tokens.length, run.model.facts().ffn);
+  const Recipe recipe = run.recipe.target_bits > 0 ? with_widths(run, tokens) : run.recipe;
+  Progress progress(run.global);
+  const Clock::time_point start = Clock::now();
+  const QuantizeReport report =
+      quantize_model({.source = run.checkpoint,
+                      .backend = run.backend,
+                      .model = run.model,
+                      .recipe = recipe,
+                      .tokens = tokens,
+                      .writer = run.writer,
+                      .journal = &run.journal,
+                      .progress = [&](const QuantizeProgress& at) {
+                        check_interrupt();
+                        const double each =
+                            seconds_since(start) / double(std::max<int64_t>(1, at.done - at.resumed));
+                        progress.update(fmt::format("{} of {}: {}, {} left", at.done, at.total, at.module,
+                                                    human_seconds(each * double(at.total - at.done))));
+                      }});
+  progress.finish();
+  return {report, calibration_seconds};
+}
+
+// All that the output's bytes depend on. Names of files do not count, their content does.
+RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& recipe, const Checkpoint& source,
+                              const Backend& backend, int64_t length) {
+  const bool self = options.calibration == "self";
+  RunFingerprint fingerprint = {{"--samples", fmt::format("{}", options.samples)},
+                                {"--length", fmt::format("{}", length)},
+                                {"--seed", fmt::format("{}", options.seed)},
+                                {"--calibration", self ? "self" : "a text"},
+                                {"--device", backend.device() == Device::cpu ? "cpu" : "cuda"},
+                                {"this program", build_name()}};
+  if (!self) {
+    fingerprint["--dataset"] = options.dataset;
+    fingerprint["the calibration text"] = hex(content_hash_of_files({options.calibration}));
+  }
+  add_recipe(fingerprint, recipe);
+  add_model(fingerprint, source);
+  return fingerprint;
+}
+
+// What the output folder's disk must still take, from an empty output on.
+uint64_t space_needed(const QuantizePlan& plan, const Journal& journal) {
+  const uint64_t kept = std::min(journal.bytes(), plan.journal_bytes);
+  return plan.output_bytes + plan.journal_bytes - kept;
+}
+
+// Runs `work`; when it is cut short, says what is kept and how to go on.
+template <class Work>
+auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& plan, const Journal& journal,
+                         const Work& work) {
+  const auto kept = [&] {
+    if (journal.count("") == 0) return std::string("nothing was finished");
+    return fmt::format("{} of {} modules are kept in {}; the same command with --resume goes on from there",
+                       journal.count(layer_key("")), plan.modules, options.output);
+  };
+  try {
+    return work();
+  } catch (const Interrupted&) {
+    spdlog::warn("interrupted; {}", kept());
+    throw;
+  } catch (const RuntimeFailure& failure) {
+    throw RuntimeFailure(fmt::format("{}; about {} of disk space are still needed; {}", failure.what(),
+                                     human_bytes(1.05 * double(space_needed(plan, journal))), kept()));
+  }
 }
 
 void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
@@ -166,44 +351,51 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
 
   refuse_same_folder(options);
   if (!options.report.empty()) check_report_path(options.report);
-  CheckpointWriter writer(options.output, {.overwrite = options.force});
-  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(options.model);
-  if (tokenizer->vocabulary_size() > model->facts().vocab)
-    throw Error(fmt::format("{}: the tokenizer has {} ids, the model's embedding {} rows", options.model,
-                            tokenizer->vocabulary_size(), model->facts().vocab));
-  const Clock::time_point begun = Clock::now();
-  const CalibrationTokens tokens = calibration_tokens(options, global, *backend, *model, *tokenizer, length);
-  const double calibration_seconds = seconds_since(begun);
-  // GPTQ's rule of thumb: a second moment needs several times more rows than columns.
-  if (options.samples * length < 2 * model->facts().ffn)
-    spdlog::warn("{} calibration tokens are few for layers of {} inputs; expect damping to do the work",
-                 options.samples * length, model->facts().ffn);
+  const auto found = options.resume  ? Journal::Found::resume
+                     : options.force ? Journal::Found::discard
+                                     : Journal::Found::refuse;
+  Journal journal(options.output, fingerprint_of(options, recipe, checkpoint, *backend, length), found);
+  // What a run that goes on finds in the folder is its own unfinished output, or what it was to replace.
+  CheckpointWriter writer(options.output, {.overwrite = options.force || journal.resumed()});
+  writer.require_space(space_needed(plan, journal));
+  if (!journal.damage().empty()) spdlog::warn("{}; it is done again from there", journal.damage());
+  if (journal.resumed())
+    spdlog::info("resumed, {} of {} modules done", journal.count(layer_key("")), plan.modules);
+  else if (options.resume)
+    spdlog::info("{}: nothing to resume, starting", options.output);
+  const Outcome outcome = saying_what_is_kept(options, plan, journal, [&] {
+    return calibrate_and_quantize(
+        {options, global, recipe, checkpoint, *backend, *model, writer, journal, length});
+  });
+  journal.finish();
+  print_report(options, checkpoint, outcome);
+}
 
-  Progress progress(global);
-  const Clock::time_point start = Clock::now();
-  const QuantizeReport report = quantize_model(
-      {.source = checkpoint,
-       .backend = *backend,
-       .model = *model,
-       .recipe = recipe,
-       .tokens = tokens,
-       .writer = writer,
-       .progress = [&](const QuantizeProgress& at) {
-         check_interrupt();
-         const double left = seconds_since(start) * double(at.total - at.done) / double(at.done);
-         progress.update(
-             fmt::format("{} of {}: {}, {} left", at.done, at.total, at.module, human_seconds(left)));
-       }});
-  progress.finish();
-  const nlohmann::json json = json_of(options, report, checkpoint, calibration_seconds);
-  if (!options.report.empty()) write_report(options.report, {{json, options.output}});
-  if (options.json) return print_json(json);
-  print(report.table());
-  print(fmt::format(
-      "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
-      options.output, report.bits_per_weight(), report.layers.size(),
-      human_bytes(double(report.output_bytes)), human_seconds(report.seconds),
-      human_seconds(calibration_seconds), human_bytes(double(report.peak_memory_bytes))));
+// Flags of single methods; Recipe::check refuses them with others.
+void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale_scope) {
+  const auto option = [&app](const char* flag, auto& value, const char* type, const char* help) {
+    return app.add_option(flag, value, help)->type_name(type);
+  };
+  option("--sweeps", method.sweeps, "N",
+         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 8 with comq, "
+         "else 0");
+  app.add_flag("--anneal,!--no-anneal", method.anneal,
+               "6 sweeps or more begin with heavy damping that falls from sweep to sweep. Default: on");
+  app.add_flag(
+      "--greedy-order", method.greedy_order,
+      "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
+  app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
+               "Sweeps also refit scales, in closed form. Default: on");
+  option("--scale-scope", scale_scope, "NAME",
+         "comq: channel (each row or group its own scale) or layer (one for all rows)")
+      ->capture_default_str();
+  option("--outlier-threshold", method.outlier_threshold, "X",
+         "spqr: weights whose error exceeds this share of the mean sensitivity keep 16 bits; inf: none")
+      ->capture_default_str();
+  option("--stat-bits", method.stat_bits, "N", "spqr: bits of the quantized scales and zero points, 1 to 8")
+      ->capture_default_str();
+  option("--block-size", method.block_size, "N", "billm: columns that share salient columns and coefficients")
+      ->capture_default_str();
 }
 
 }  // namespace
@@ -211,30 +403,61 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
 Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   auto options = std::make_shared<QuantizeOptions>();
   Recipe& recipe = options->recipe;
-  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 2, 3, 4 or 8 bits, without training");
+  // Open until the method is known: Recipe::fill_defaults.
+  recipe.grid.bits = 0;
+  recipe.grid.group_size = -1;
+  recipe.damping = -1;
+  CLI::App* app =
+      root.add_subcommand("quantize", "Quantize a model to 1, 2, 3, 4 or 8 bits, without training");
   const auto option = [app](const char* flag, auto& value, const char* type, const char* help) {
     return app->add_option(flag, value, help)->type_name(type);
   };
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
-  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8")->required();
-  option("--group-size", recipe.grid.group_size, "N", "Columns that share a scale; 0: the whole row")
-      ->capture_default_str();
+  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8; billm has no choice");
+  option("--target-bits", recipe.target_bits, "X",
+         "Instead of --bits: stored bits per weight to meet on average, the head included, with widths of 2, 3, 4 or 8 "
+         "chosen layer by layer from the loss they are predicted to cost");
+  option("--group-size", recipe.grid.group_size, "N",
+         "Columns that share a scale; 0: the whole row. Default: 0; 16 with spqr");
   app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
-  option("--method", recipe.method, "NAME", "rtn (round to nearest) or gptq (error feedback)")
+  options->given = [app](const char* flag) { return app->count(flag) > 0; };
+  option("--recipe", options->name, "NAME",
+         "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, ranges shrunk. "
+         "balanced: also targets and biases that make up for drift, about twice the time. best: then scales and biases "
+         "tuned towards the float model, about ten times. Default: balanced, or none where --method is given");
+  option("--method", recipe.method, "NAME",
+         "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose "
+         "scales "
+         "are quantized too, outliers in 16 bits; billm: signs with scales per row and block")
       ->capture_default_str();
+  add_method_options(*app, recipe.options, options->scale_scope);
   option("--compensate", options->compensation, "NAME",
          "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; "
          "position: channel "
-         "plus a vector per position. Default: joint with gptq, channel with rtn");
+         "plus a vector per position. Default: channel with rtn, joint with the others");
   // A plain flag on an optional would be set to false where the flag is absent.
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
-      "Biases also take out the mean shift left by earlier layers. Default: on with gptq");
-  option("--damping", recipe.damping, "X",
-         "Share of the mean diagonal added to the Hessian; raised by itself on failure")
+      "Biases also take out the mean shift left by earlier layers. Default: on, off with rtn");
+  app->add_option_function<std::string>(
+         "--curvature",
+         [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
+         "What an error costs: activation (the layer's output error), output-adaptive (OAC) or guided, from "
+         "gradients of the loss")
+      ->type_name("NAME")
+      ->default_str("activation");
+  option("--curvature-groups", recipe.curvature_groups, "N",
+         "guided: runs of rows with a curvature of their own, at most")
       ->capture_default_str();
-  app->add_flag("--act-order", recipe.act_order, "Columns by descending input power; implies static groups");
+  option("--tune", recipe.tune_epochs, "N",
+         "In the end move scales and biases together towards the float model, N passes over the calibration text")
+      ->capture_default_str();
+  app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
+                "Codes approximate what the float model computes from its own inputs, not from drifted ones");
+  option("--damping", recipe.damping, "X",
+         "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01; 1 with spqr");
+  app->add_flag("--act-order,!--no-act-order", recipe.act_order, "Columns by descending input power; implies static groups");
   app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
   app->add_flag("--one-pass", recipe.one_pass,
                 "All statistics of a block from one pass over the unquantized block, as GPTQ's paper does");
@@ -256,7 +479,9 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();
   option("--seed", options->seed, "N", "Of the calibration sample")->capture_default_str();
-  app->add_flag("--force", options->force, "Overwrite the output; quantize a quantized model again");
+  app->add_flag("--resume", options->resume, "Go on with the unfinished run in the output folder");
+  app->add_flag("--force", options->force,
+                "Overwrite the output or an unfinished run; quantize a quantized model again");
   app->add_flag("--dry-run", options->dry_run, "Only say what would come out");
   option("--report", options->report, "FILE", "Also write an HTML page with charts of every layer");
   app->add_flag("--json", options->json, "Print the report as JSON");

@@ -26,6 +26,10 @@ std::string version() {
   return BALLAST_VERSION;
 }
 
+std::string build_name() {
+  return fmt::format("{} ({})", version(), kCommit);
+}
+
 std::string version_text() {
   const std::string missing = unsupported_isas();
   return fmt::format("ballast {}\ncommit    {}\ncompiler  {}, {}\ndevice    {}\n{}", version(), kCommit,

@@ -16,15 +16,8 @@ Weight Weight::dense(Backend& backend, const TensorView& source) {
   return pack(backend, DenseView{source.dtype, source.shape[0], source.shape[1], {}}, source);
 }
 
-Weight Weight::affine(Backend& backend, const AffineMatrix& source) {
-  return pack(backend,
-              AffineView{source.bits, source.out_features, source.in_features, source.group_size, {}},
-              source);
-}
-
 Weight Weight::quantized(Backend& backend, const QuantizedMatrix& source) {
-  if (const auto* matrix = std::get_if<AffineMatrix>(&source)) return affine(backend, *matrix);
-  throw Error("this encoding has no kernels yet");
+  return std::visit([&](const auto& matrix) { return pack(backend, matrix.facts(), matrix); }, source);
 }
 
 int64_t Weight::out_features() const {
@@ -33,6 +26,10 @@ int64_t Weight::out_features() const {
 
 int64_t Weight::in_features() const {
   return visit([](const auto& view) { return view.in_features; });
+}
+
+double Weight::bits_per_weight() const {
+  return visit([](const auto& view) { return view.bits_per_weight(); });
 }
 
 }  // namespace ballast

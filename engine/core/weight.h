@@ -12,18 +12,19 @@ namespace ballast {
 
 class Weight {
  public:
-  using Encoding = std::variant<DenseView, AffineView>;
+  using Encoding = std::variant<DenseView, AffineView, SparseOutlierView, ResidualBinaryView>;
 
   Weight() = default;
   /// `source`: host memory, f32, f16 or bf16 [out_features, in_features]; the dtype is kept.
   static Weight dense(Backend& backend, const TensorView& source);
-  static Weight affine(Backend& backend, const AffineMatrix& source);
   static Weight quantized(Backend& backend, const QuantizedMatrix& source);
 
   explicit operator bool() const { return bool(blob_); }
   const Encoding& encoding() const { return encoding_; }
   int64_t out_features() const;
   int64_t in_features() const;
+  /// As a file stores it, on average.
+  double bits_per_weight() const;
   /// Bytes that a pass over the whole matrix reads.
   int64_t bytes() const { return blob_.bytes(); }
 

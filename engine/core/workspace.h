@@ -24,6 +24,7 @@ class Workspace {
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
     ~Scope() {
+      if (workspace_.holds_ > 0) return;
       workspace_.block_ = block_;
       workspace_.used_ = used_;
     }
@@ -34,6 +35,19 @@ class Workspace {
     int64_t used_;
   };
 
+  /// While one is alive, scopes that end return nothing: what they took lives on until the scope around it
+  /// ends.
+  class Hold {
+   public:
+    explicit Hold(Workspace& workspace) : workspace_(workspace) { ++workspace_.holds_; }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+    ~Hold() { --workspace_.holds_; }
+
+   private:
+    Workspace& workspace_;
+  };
+
   int64_t bytes() const;
 
  private:
@@ -41,6 +55,7 @@ class Workspace {
   std::vector<Tensor> blocks_;  ///< u8
   size_t block_ = 0;            ///< the block being filled
   int64_t used_ = 0;            ///< bytes of it
+  int holds_ = 0;
 };
 
 }  // namespace ballast

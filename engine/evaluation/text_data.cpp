@@ -1,8 +1,5 @@
 #include "engine/evaluation/text_data.h"
 
-#include <cstring>
-#include <fstream>
-
 #include "kernels/check.h"
 
 namespace ballast {
@@ -59,70 +56,6 @@ std::string join_rows(std::string_view raw, Dataset dataset, const std::optional
     }
   }
   return text;
-}
-
-void Fingerprint::add_word(uint64_t word) {
-  uint64_t& lane = lanes_[words_++ % 4];
-  lane = (lane ^ word) * 0x100000001b3u;
-  lane ^= lane >> 29;  // without it, high bits of a word would never reach low bits of the lane
-}
-
-void Fingerprint::add(std::string_view bytes) {
-  bytes_ += bytes.size();
-  if (!rest_.empty()) {
-    const size_t taken = std::min(bytes.size(), 8 - rest_.size());
-    rest_ += bytes.substr(0, taken);
-    bytes.remove_prefix(taken);
-    if (rest_.size() < 8) return;
-    uint64_t word;
-    std::memcpy(&word, rest_.data(), 8);
-    rest_.clear();
-    add_word(word);
-  }
-  for (; bytes.size() >= 8; bytes.remove_prefix(8)) {
-    uint64_t word;
-    std::memcpy(&word, bytes.data(), 8);
-    add_word(word);
-  }
-  rest_ += bytes;
-}
-
-std::string Fingerprint::text() const {
-  Fingerprint last = *this;
-  if (!last.rest_.empty()) {
-    last.rest_.resize(8, '\0');
-    uint64_t word;
-    std::memcpy(&word, last.rest_.data(), 8);
-    last.add_word(word);
-  }
-  uint64_t hash = last.bytes_;
-  for (uint64_t lane : last.lanes_) {
-    hash = (hash ^ lane) * 0x9e3779b97f4a7c15u;
-    hash ^= hash >> 32;
-  }
-  std::string digits;
-  for (int shift = 60; shift >= 0; shift -= 4) digits += "0123456789abcdef"[(hash >> shift) & 15];
-  return digits;
-}
-
-std::string fingerprint(std::string_view bytes) {
-  Fingerprint hash;
-  hash.add(bytes);
-  return hash.text();
-}
-
-std::string fingerprint_files(const std::vector<std::filesystem::path>& files) {
-  Fingerprint hash;
-  std::vector<char> buffer(size_t(1) << 20);
-  for (const auto& path : files) {
-    std::ifstream file(path, std::ios::binary);
-    while (file) {
-      file.read(buffer.data(), std::streamsize(buffer.size()));
-      hash.add({buffer.data(), size_t(file.gcount())});
-    }
-    if (!file.eof()) throw Error(str(path.string(), ": cannot be read"));
-  }
-  return hash.text();
 }
 
 }  // namespace ballast

@@ -14,9 +14,17 @@
 
 namespace ballast {
 
-OutputFile::OutputFile(std::filesystem::path path) : path_(std::move(path)) {
-  file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (file_ < 0) fail("create");
+OutputFile::OutputFile(std::filesystem::path path) : OutputFile(std::move(path), O_CREAT | O_EXCL) {}
+
+OutputFile::OutputFile(std::filesystem::path path, int flags)
+    : path_(std::move(path)), file_(::open(path_.c_str(), flags | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0666)) {
+  if (file_ < 0) fail(flags & O_CREAT ? "create" : "open");
+}
+
+OutputFile OutputFile::continued(std::filesystem::path path, uint64_t size) {
+  OutputFile file(std::move(path), 0);
+  file.cut(size);
+  return file;
 }
 
 OutputFile::OutputFile(OutputFile&& other) noexcept
@@ -58,8 +66,18 @@ void OutputFile::discard(uint64_t offset, uint64_t size) const {
     (void)::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(size));
 }
 
+void OutputFile::sync() const {
+  while (::fsync(file_) != 0)
+    if (errno != EINTR) fail("write to disk");
+}
+
+void OutputFile::cut(uint64_t size) {
+  if (::ftruncate(file_, off_t(size)) != 0 || ::lseek(file_, off_t(size), SEEK_SET) < 0) fail("shorten");
+  size_ = size;
+}
+
 void OutputFile::finish() {
-  if (::fsync(file_) != 0) fail("write to disk");
+  sync();
   if (::close(std::exchange(file_, -1)) != 0) fail("close");
 }
 

@@ -13,6 +13,8 @@ class OutputFile {
  public:
   /// Creates `path`; readable too.
   explicit OutputFile(std::filesystem::path path);
+  /// Goes on with the first `size` bytes of an existing file; the rest of it is cut off.
+  static OutputFile continued(std::filesystem::path path, uint64_t size);
   OutputFile(OutputFile&& other) noexcept;
   OutputFile& operator=(OutputFile&&) = delete;
   ~OutputFile();
@@ -22,12 +24,17 @@ class OutputFile {
   void read_at(uint64_t offset, char* buffer, size_t size) const;
   /// Gives the disk space of [offset, offset + size) back, where the file system can; the bytes become zeros.
   void discard(uint64_t offset, uint64_t size) const;
-  /// fsync and close.
+  /// Everything so far is on the disk once this returns.
+  void sync() const;
+  /// Gives up all bytes beyond `size`.
+  void cut(uint64_t size);
+  /// sync and close.
   void finish();
 
   uint64_t size() const { return size_; }
 
  private:
+  OutputFile(std::filesystem::path path, int flags);
   [[noreturn]] void fail(const char* action) const;
 
   std::filesystem::path path_;

@@ -1,9 +1,11 @@
 #include "engine/io/packed.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "engine/io/json.h"
+#include "engine/io/packed_bits.h"
 #include "engine/io/packed_layouts.h"
 
 namespace ballast {
@@ -70,6 +72,46 @@ std::vector<uint16_t> PackedSource::scales(const StoredTensor& tensor, const cha
       fail(suffix, str("value ", values[i], " at index ", i, " has no binary16 counterpart"));
   }
   return out;
+}
+
+std::vector<int32_t> PackedSource::integers(const char* suffix, int64_t count) const {
+  const StoredTensor& tensor = checkpoint.require(name(suffix));
+  expect(tensor, suffix, "I32", {count});
+  std::vector<int32_t> out(static_cast<size_t>(count));
+  std::memcpy(out.data(), checkpoint.bytes(tensor), tensor.bytes);
+  return out;
+}
+
+std::vector<uint16_t> PackedSource::halves(const char* suffix, const std::vector<int64_t>& shape) const {
+  const StoredTensor& tensor = checkpoint.require(name(suffix));
+  expect(tensor, suffix, "F16", shape);
+  std::vector<uint16_t> out(static_cast<size_t>(tensor.bytes / 2));
+  if (!out.empty()) std::memcpy(out.data(), checkpoint.bytes(tensor), tensor.bytes);
+  return out;
+}
+
+std::vector<uint8_t> PackedSource::code_stream(const char* suffix, int64_t count, int bits) const {
+  const StoredTensor& tensor = checkpoint.require(name(suffix));
+  expect(tensor, suffix, "I32", {packed_words(count, bits)});
+  std::vector<uint8_t> out(static_cast<size_t>(count));
+  unpack_codes(checkpoint.bytes(tensor), count, bits, out.data());
+  return out;
+}
+
+std::vector<uint8_t> PackedSource::code_rows(const char* suffix, int bits) const {
+  const StoredTensor& tensor = checkpoint.require(name(suffix));
+  const int64_t words = packed_words(in_features, bits);
+  expect(tensor, suffix, "I32", {out_features, words});
+  std::vector<uint8_t> out(static_cast<size_t>(out_features * in_features));
+  for (int64_t row = 0; row < out_features; ++row)
+    unpack_codes(checkpoint.bytes(tensor) + row * words * 4, in_features, bits,
+                 out.data() + row * in_features);
+  return out;
+}
+
+void PackedSource::check_encoding(const char* suffix, const char* encoding) const {
+  if (std::find(config.encodings.begin(), config.encodings.end(), encoding) == config.encodings.end())
+    fail(suffix, str("belongs to encoding ", encoding, ", which quantization_config does not announce"));
 }
 
 std::vector<int64_t> PackedSource::group_order(const char* suffix, int64_t group_size) const {

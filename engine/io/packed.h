@@ -31,7 +31,12 @@
 
 namespace ballast {
 
-enum class PackedLayout { gptq_v1, gptq_v2, pack_quantized };
+enum class PackedLayout {
+  gptq_v1,
+  gptq_v2,
+  pack_quantized,
+  ballast,  ///< encodings that have no published layout (quantized.h); affine modules beside them in any form
+};
 
 /// True when the layout can hold the matrix (gptq: in_features*bits and out_features*bits divide by 32).
 bool layout_holds(PackedLayout layout, int bits, int64_t out_features, int64_t in_features);
@@ -43,6 +48,7 @@ struct PackedConfig {
   int bits = 0;
   int64_t group_size = 0;  ///< -1: one group per row
   bool symmetric = false;
+  std::vector<std::string> encodings;  ///< of `ballast`: those without a published layout that occur
   bool mixed = false;  ///< modules differ: bits and group size come from each module's tensors
   /// Pack-quantized by compressed-tensors before 0.18.
   bool older_3_bit = false;

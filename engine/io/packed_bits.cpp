@@ -78,19 +78,18 @@ void unpack(const char* words, int64_t count, uint8_t* codes, int64_t stride) {
 }  // namespace
 
 void pack_codes(const uint8_t* codes, int64_t count, int bits, uint32_t* words, int64_t stride) {
-  if (bits == 2) return pack<2>(codes, count, words, stride);
-  if (bits == 3) return pack<3>(codes, count, words, stride);
-  if (bits == 4) return pack<4>(codes, count, words, stride);
-  CHECK(bits == 8, bits);
-  pack<8>(codes, count, words, stride);
+  using Pack = void (*)(const uint8_t*, int64_t, uint32_t*, int64_t);
+  static constexpr Pack kPack[] = {pack<1>, pack<2>, pack<3>, pack<4>, pack<5>, pack<6>, pack<7>, pack<8>};
+  CHECK(bits >= 1 && bits <= 8, bits);
+  kPack[bits - 1](codes, count, words, stride);
 }
 
 void unpack_codes(const char* words, int64_t count, int bits, uint8_t* codes, int64_t stride) {
-  if (bits == 2) return unpack<2>(words, count, codes, stride);
-  if (bits == 3) return unpack<3>(words, count, codes, stride);
-  if (bits == 4) return unpack<4>(words, count, codes, stride);
-  CHECK(bits == 8, bits);
-  unpack<8>(words, count, codes, stride);
+  using Unpack = void (*)(const char*, int64_t, uint8_t*, int64_t);
+  static constexpr Unpack kUnpack[] = {unpack<1>, unpack<2>, unpack<3>, unpack<4>,
+                                       unpack<5>, unpack<6>, unpack<7>, unpack<8>};
+  CHECK(bits >= 1 && bits <= 8, bits);
+  kUnpack[bits - 1](words, count, codes, stride);
 }
 
 void unpack_padded_codes(const char* words, int64_t count, uint8_t* codes, int64_t stride) {

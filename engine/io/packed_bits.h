@@ -1,4 +1,4 @@
-// Codes of 2, 3, 4 or 8 bits to and from 32-bit words: a stream of bits, low bits first, so that 32 codes
+// Codes of 1 to 8 bits to and from 32-bit words: a stream of bits, low bits first, so that 32 codes
 // fill `bits` words and a 3-bit code may straddle two words.
 #pragma once
 

@@ -12,6 +12,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kMaxGroup = int64_t(1) << 31;
+constexpr int64_t kBallastVersion = 1;
 
 int read_bits(const json& object, const char* key, const std::string& what) {
   const int64_t bits = json_int(object, key, what, 1, 64);
@@ -99,6 +100,36 @@ PackedConfig parse_compressed_tensors(const json& object, const std::string& wha
   return *config;
 }
 
+PackedConfig parse_ballast(const json& object, const std::string& what) {
+  const int64_t version = json_int(object, "version", what, 0, kMaxGroup);
+  if (version != kBallastVersion)
+    throw Error(str(what, ": field 'version': expected ", kBallastVersion, ", got ", version,
+                    "; another version of this program wrote the folder"));
+  PackedConfig config{.layout = PackedLayout::ballast};
+  for (const json& encoding : json_array(object, "encodings", what)) {
+    if (encoding != kSparseOutliers && encoding != kResidualBinary)
+      throw Error(str(what, ": field 'encodings': expected \"", kSparseOutliers, "\" or \"", kResidualBinary,
+                      "\", got ", shown_json(encoding)));
+    config.encodings.push_back(encoding);
+  }
+  config.bits = int(json_int(object, "bits", what, 1, 8));
+  config.group_size = check_group(json_int(object, "group_size", what, -1, kMaxGroup, -1), what);
+  config.symmetric = json_bool(object, "sym", what, false);
+  config.mixed = true;
+  return config;
+}
+
+json ballast_json(const PackedConfig& config, const std::vector<std::string>& ignored) {
+  return {{"quant_method", "ballast"},
+          {"version", kBallastVersion},
+          {"encodings", config.encodings},
+          {"bits", config.bits},
+          {"group_size", config.group_size},
+          {"sym", config.symmetric},
+          {"lm_head", false},
+          {"ignore", ignored}};
+}
+
 /// "model.layers.0.fc1" as a regular expression that matches this name alone.
 std::string exact_pattern(const std::string& module) {
   std::string out = "^";
@@ -166,8 +197,10 @@ std::optional<PackedConfig> parse_packed_config(const json& object, const std::s
   const std::string method = json_string(object, "quant_method", what);
   if (method == "gptq") return parse_gptq(object, what);
   if (method == "compressed-tensors") return parse_compressed_tensors(object, what);
-  throw Error(
-      str(what, ": field 'quant_method': expected \"gptq\" or \"compressed-tensors\", got ", shown(method)));
+  if (method == "ballast") return parse_ballast(object, what);
+  throw Error(str(what,
+                  ": field 'quant_method': expected \"gptq\", \"compressed-tensors\" or \"ballast\", got ",
+                  shown(method)));
 }
 
 std::optional<PackedConfig> packed_config(const Checkpoint& checkpoint) {
@@ -189,6 +222,7 @@ json packed_config_json(const PackedConfig& config, const std::vector<PackedExce
                         const std::vector<std::string>& ignored) {
   if (config.layout == PackedLayout::pack_quantized)
     return compressed_tensors_json(config, exceptions, ignored);
+  if (config.layout == PackedLayout::ballast) return ballast_json(config, ignored);
   json out = {{"quant_method", "gptq"},
               {"bits", config.bits},
               {"group_size", config.group_size},

@@ -50,7 +50,7 @@ AffineMatrix read_gptq(const PackedSource& source) {
   const int64_t zero_words = out_features * bits / 32;
   source.expect(qzeros, "qzeros", "I32", {groups, zero_words});
   const PackedLayout label =
-      source.config.layout == PackedLayout::pack_quantized ? PackedLayout::gptq_v2 : source.config.layout;
+      source.config.layout == PackedLayout::gptq_v1 ? PackedLayout::gptq_v1 : PackedLayout::gptq_v2;
   const bool minus_one =
       gptq_version(source.checkpoint, qzeros, bits, source.config.symmetric, label) == PackedLayout::gptq_v1;
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 
 namespace ballast {
 
@@ -28,6 +28,16 @@ struct PackedSource {
   void check_bits(const char* suffix, int bits) const;
   /// Scales as binary16, in the tensor's order. Error for a dtype that is not float and for unusable values.
   std::vector<uint16_t> scales(const StoredTensor& tensor, const char* suffix) const;
+  /// An I32 [count] tensor.
+  std::vector<int32_t> integers(const char* suffix, int64_t count) const;
+  /// An F16 tensor as stored.
+  std::vector<uint16_t> halves(const char* suffix, const std::vector<int64_t>& shape) const;
+  /// One stream of codes: I32 [words].
+  std::vector<uint8_t> code_stream(const char* suffix, int64_t count, int bits) const;
+  /// A code per weight, each row beginning in a new word: I32 [out_features, words].
+  std::vector<uint8_t> code_rows(const char* suffix, int bits) const;
+  /// Error unless the configuration announces the encoding.
+  void check_encoding(const char* suffix, const char* encoding) const;
   /// For each block of `group_size` columns the stored group that holds its scales. Natural order without the
   /// tensor.
   std::vector<int64_t> group_order(const char* suffix, int64_t group_size) const;
@@ -39,6 +49,18 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
                 bool minus_one);
 void write_pack_quantized(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
                           bool symmetric);
+
+SparseOutlierMatrix read_sparse_outliers(const PackedSource& source);
+ResidualBinaryMatrix read_residual_binary(const PackedSource& source);
+void write_sparse_outliers(CheckpointWriter& writer, const std::string& prefix,
+                           const SparseOutlierMatrix& matrix);
+void write_residual_binary(CheckpointWriter& writer, const std::string& prefix,
+                           const ResidualBinaryMatrix& matrix);
+/// Add what PackedSource::code_stream and code_rows read.
+void write_code_stream(CheckpointWriter& writer, const std::string& name, const std::vector<uint8_t>& codes,
+                       int bits);
+void write_code_rows(CheckpointWriter& writer, const std::string& name, const std::vector<uint8_t>& codes,
+                     int64_t rows, int bits);
 
 /// Which version the stored zero points are: for symmetric weights (`symmetric`) all are 2^(bits-1) in v2 and
 /// one less in v1, whatever the label says; else the label is believed. `tensor` is a qzeros.

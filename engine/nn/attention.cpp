@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "engine/nn/tape.h"
+
 namespace ballast::nn {
 
 void AttentionBranch::mix(const ForwardContext& context, const TensorView& x, const OutputView& u) {
@@ -14,15 +16,31 @@ void AttentionBranch::mix(const ForwardContext& context, const TensorView& x, co
   q.forward(context, x, queries);
   k.forward(context, x, keys);
   v.forward(context, x, values);
+  const float scale = 1.0f / std::sqrt(float(width / heads));
   context.backend.run(Attention{.q = queries,
                                 .k = keys,
                                 .v = values,
                                 .cache = context.cache[size_t(layer)],
                                 .spans = context.batch.spans,
                                 .heads = heads,
-                                .scale = 1.0f / std::sqrt(float(width / heads)),
+                                .scale = scale,
                                 .mask = mask,
                                 .out = u});
+  if (!context.tape) return;
+  context.tape->record([this, queries, keys, values, u, scale](const ForwardContext& back) {
+    const auto gradient = [&](const TensorView& value) { return back.tape->gradient(back, value); };
+    back.backend.run(AttentionBackward{.q = queries,
+                                       .k = keys,
+                                       .v = values,
+                                       .d_out = gradient(u),
+                                       .dq = gradient(queries),
+                                       .dk = gradient(keys),
+                                       .dv = gradient(values),
+                                       .spans = back.batch.spans,
+                                       .heads = heads,
+                                       .scale = scale,
+                                       .mask = mask});
+  });
 }
 
 }  // namespace ballast::nn

@@ -1,5 +1,7 @@
 #include "engine/nn/branch.h"
 
+#include "engine/nn/tape.h"
+
 namespace ballast::nn {
 
 TensorView Branch::expand_input(const ForwardContext& context, const TensorView& hidden) {
@@ -8,6 +10,8 @@ TensorView Branch::expand_input(const ForwardContext& context, const TensorView&
     const OutputView normed = context.workspace.floats(hidden.shape);
     norm.forward(context, hidden, normed);
     x = normed;
+  } else if (context.tape) {  // the stream moves on in place
+    x = context.tape->copy(context, hidden);
   }
   context.observe(*expand().front(), x);
   return x;

@@ -17,12 +17,15 @@ struct BatchRows {
   int64_t tokens() const { return ids.shape[0]; }
 };
 
+class Tape;
+
 struct ForwardContext {
   Backend& backend;
   Workspace& workspace;
   const BatchRows& batch;
   std::span<const OutputView> cache;  ///< one view per layer, see ops/attention.h
   Observer* observer = nullptr;
+  Tape* tape = nullptr;  ///< where layers record the way back, see tape.h
 
   void observe(const Linear& layer, const TensorView& x) const {
     if (observer) observer->input(layer, x);

@@ -12,10 +12,7 @@ class LayerNorm {
   float epsilon = 1e-5f;
 
   /// y may be x.
-  void forward(const ForwardContext& context, const TensorView& x, const OutputView& y) const {
-    context.backend.run(
-        ballast::LayerNorm{.x = x, .weight = weight.view(), .bias = bias.view(), .epsilon = epsilon, .y = y});
-  }
+  void forward(const ForwardContext& context, const TensorView& x, const OutputView& y) const;
 };
 
 }  // namespace ballast::nn

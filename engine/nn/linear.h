@@ -31,6 +31,13 @@ class Linear {
   void forward(const ForwardContext& context, const TensorView& x, const OutputView& y) const {
     forward(context, x, y, Epilogue{});
   }
+
+ private:
+  void run(const ForwardContext& context, const TensorView& x, const OutputView& y,
+           const Epilogue& epilogue) const;
+  /// From dy to dx; the context's observer sees the gradient in between.
+  void backward(const ForwardContext& context, const TensorView& x, const TensorView& y,
+                Activation activation) const;
 };
 
 }  // namespace ballast::nn

@@ -12,8 +12,10 @@
 
 namespace ballast::BALLAST_ISA {
 
-static void layernorm(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,
-                      float* y) {
+struct RowMoments {
+  float mean, inverse;  ///< inverse: 1 / sqrt(variance + epsilon)
+};
+static inline RowMoments row_moments(const float* x, float epsilon, int64_t hidden) {
   const int64_t whole = hidden / kLanes * kLanes;
   F sums = broadcast(0);
   for (int64_t i = 0; i < whole; i += kLanes) sums = add(sums, load(x + i));
@@ -28,8 +30,12 @@ static void layernorm(const float* x, const float* weight, const float* bias, fl
   }
   float variance = sum(squares);
   for (int64_t i = whole; i < hidden; ++i) variance = __builtin_fmaf(x[i] - mean, x[i] - mean, variance);
-  const float inverse = 1.0f / sqrtf(variance / float(hidden) + epsilon);
+  return {mean, 1.0f / sqrtf(variance / float(hidden) + epsilon)};
+}
 
+static void layernorm(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,
+                      float* y) {
+  const auto [mean, inverse] = row_moments(x, epsilon, hidden);
   for (int64_t i = 0; i < hidden; ++i) {
     float value = (x[i] - mean) * inverse;
     if (weight) value = value * weight[i];

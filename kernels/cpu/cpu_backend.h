@@ -37,19 +37,34 @@ class CpuBackend final : public Backend {
 
   int64_t packed_bytes(const DenseView& weight) const override;
   int64_t packed_bytes(const AffineView& weight) const override;
+  int64_t packed_bytes(const SparseOutlierView& weight) const override;
+  int64_t packed_bytes(const ResidualBinaryView& weight) const override;
   void pack(const TensorView& source, const DenseView& weight, void* blob) override;
   void pack(const AffineMatrix& source, const AffineView& weight, void* blob) override;
+  void pack(const SparseOutlierMatrix& source, const SparseOutlierView& weight, void* blob) override;
+  void pack(const ResidualBinaryMatrix& source, const ResidualBinaryView& weight, void* blob) override;
 
   void run(const Linear<DenseView>& op) override;
   void run(const Linear<AffineView>& op) override;
+  void run(const Linear<SparseOutlierView>& op) override;
+  void run(const Linear<ResidualBinaryView>& op) override;
   void run(const Embedding<DenseView>& op) override;
   void run(const Embedding<AffineView>& op) override;
+  void run(const Embedding<SparseOutlierView>& op) override;
+  void run(const Embedding<ResidualBinaryView>& op) override;
   void run(const GatherRows& op) override;
   void run(const LayerNorm& op) override;
   void run(const Attention& op) override;
+  void run(const StoreHalfRows& op) override;
+  void run(const LoadHalfRows& op) override;
   void run(const SecondMoment& op) override;
   bool run(const FactorizeInverse& op) override;
   void run(const RankUpdate& op) override;
+  void run(const RoundColumns& op) override;
+  void run(const ActivationBackward& op) override;
+  void run(const LayerNormBackward& op) override;
+  void run(const AttentionBackward& op) override;
+  void run(const CrossEntropyBackward& op) override;
 
   using Backend::parallel_for;
   void parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) override;
@@ -59,8 +74,7 @@ class CpuBackend final : public Backend {
   void run_linear(const Linear<Encoding>& op);
   template <class Encoding>
   void run_embedding(const Embedding<Encoding>& op);
-  /// Fills x_blocks with [block][k][token] from element (token, k) at x[token·token_stride + k·k_stride],
-  /// times `sign`.
+  /// fill_blocks (see tiles.h) on all threads.
   void pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride, int64_t k_stride,
                    float sign, float* x_blocks);
   void mirror_lower(double* out, int64_t size);

@@ -21,5 +21,11 @@ void CpuBackend::run(const Embedding<DenseView>& op) {
 void CpuBackend::run(const Embedding<AffineView>& op) {
   run_embedding(op);
 }
+void CpuBackend::run(const Embedding<SparseOutlierView>& op) {
+  run_embedding(op);
+}
+void CpuBackend::run(const Embedding<ResidualBinaryView>& op) {
+  run_embedding(op);
+}
 
 }  // namespace ballast

@@ -8,19 +8,50 @@ namespace ballast {
 
 inline constexpr int64_t kTileRows = 16;  ///< output features that one vector of lanes holds
 
-enum class TileKind : uint8_t { f32, f16, bf16, affine2, affine3, affine4, affine8 };
+/// Tokens handled between two writes of y, and k handled between two spills of the accumulators.
+inline constexpr int64_t kTokenChunk = 192;
+inline constexpr int64_t kKBlock = 128;
+inline constexpr int kMaxTilesAtOnce = 4;
+
+enum class TileKind : uint8_t {
+  f32,
+  f16,
+  bf16,
+  affine2,
+  affine3,
+  affine4,
+  affine8,
+  outliers2,
+  outliers3,
+  outliers4,
+  outliers8,
+  residual_binary
+};
+
+/// 16-bit numbers that every row has per block of residual binary weights.
+inline constexpr int64_t kBinaryCoefficients = 7;
 
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
 ///   affine           per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 f16 scales],
 ///                    [16 u8 zeros]
-/// Rows beyond out_features are zero.
+///   outliers         per group: [k][16 codes], [16 scale codes], [16 zero codes], each like affine codes, and
+///                    [4 f16: scale_low, scale_step, zero_low, zero_step]; outliers lie behind all tiles
+///   residual_binary  per block: [7][16 f16 coefficients], [k][u16: bit 0 of 16 codes, u16: bit 1]; the last
+///                    block may be shorter
+/// Codes and numbers of a row are 0 for rows beyond out_features.
 struct TiledWeight {
   const uint8_t* data;
   int64_t tile_bytes;
   int64_t in_features;
-  int64_t group_size;  ///< affine only
+  int64_t group_size;  ///< of affine and outliers; block size of residual binary
   TileKind kind;
+  int stat_bits = 0;  ///< width of scale and zero codes: 2, 3, 4 or 8
+  /// Outliers of k-block b of tile t: [outlier_begin[i], outlier_begin[i + 1]), i = t · k-blocks + b. Each is
+  /// its place in the decoded block, k·16 + row, in the low half and a binary16 value in the high half.
+  const uint32_t* outlier_begin = nullptr;
+  const uint32_t* outliers = nullptr;
+  const uint8_t* salient = nullptr;  ///< residual binary: one bit a column
 };
 
 /// Activations repacked as blocks of `token_block` tokens, [block][k][token in block]; the last block is as
@@ -56,6 +87,48 @@ struct AttentionTask {
   float* scratch;  ///< attention_scratch_floats(past + rows, head_dim)
 };
 
+/// out[i][j] −= Σ_r a[i][r] · b[r][j], i < rows, j < columns: one chain of fused multiply-adds per element, r
+/// ascending.
+template <class T>
+struct UpdateTask {
+  const T* a;  ///< [rows][rank], rows a_stride apart
+  int64_t a_stride;
+  const T* b;  ///< [columns / strip][rank][strip], missing columns zero; strip: KernelTable::…_strip
+  int64_t rank, rows, columns;
+  bool add;          ///< += instead
+  bool fresh;        ///< out counts as 0; then out may be a, where rank is at most kTermBlock
+  int64_t diagonal;  ///< a[i][r] counts as 0 for r < i + diagonal
+  T* out;
+  int64_t out_stride;
+  T* scratch;  ///< kUpdateScratchBytes
+};
+
+/// Up to kTileRows rows of one RoundColumns; pointers are at their first row.
+struct ColumnTask {
+  float* w;
+  int64_t w_stride, rows, width;
+  const float* u;
+  int64_t u_stride;
+  const float *scales, *zero_points;
+  int64_t group_stride;
+  const int32_t* groups;
+  uint8_t* codes;
+  int64_t code_stride;
+  float max_code;
+  float* scratch;  ///< 2 · width · kTileRows
+};
+
+/// One row of LayerNormBackward.
+struct LayerNormBackwardTask {
+  const float* x;
+  const float* weight;  ///< may be null
+  float epsilon;
+  int64_t hidden;
+  const float* dy;
+  bool accumulate;
+  float* dx;
+};
+
 struct KernelTable {
   const char* name;
   int64_t token_block;
@@ -69,15 +142,33 @@ struct KernelTable {
   void (*append)(const AttentionTask& task, int64_t head);
   /// Attends query rows [first, last) of one head.
   void (*attend)(const AttentionTask& task, int64_t head, int64_t first, int64_t last);
-  /// out[i][j] -= Σ_r a[i][r] · b[r][j] in f64, i < rows, j < columns: inner loop of the factorization.
-  void (*update_f64)(const double* a, int64_t a_stride, const double* b, int64_t b_stride, int64_t rank,
-                     int64_t rows, int64_t columns, double* out, int64_t out_stride);
+  int64_t float_strip, double_strip;  ///< columns of UpdateTask::b that lie side by side
+  void (*update_f32)(const UpdateTask<float>& task);
+  void (*update_f64)(const UpdateTask<double>& task);
+  /// Squares are [kSquare][kSquare], of which `size` rows and columns are used. H = R·Rᵀ in place, R upper
+  /// triangular, what is below the diagonal is scratch; false when H is not positive definite or not finite.
+  bool (*factor_square)(double* h, int64_t size);
+  /// inverse = R⁻¹, zeros below the diagonal; reads R's upper triangle.
+  void (*invert_square)(const double* r, int64_t size, double* inverse);
+  void (*round_columns)(const ColumnTask& task);
+  /// One row of ops/half_rows.h; returns its scale.
+  float (*store_half_row)(const float* x, int64_t width, uint16_t* halves);
+  void (*load_half_row)(const uint16_t* halves, float scale, int64_t width, float* x);
+  /// In place, row[i] -> exp(row[i] − max); returns 1 / Σ. The row reaches to a whole number of vectors, whose
+  /// lanes beyond count become 0.
+  float (*softmax)(float* row, int64_t count);
+  void (*softmax_backward)(float* scores, int64_t count, float scale, float* d);
+  void (*layernorm_backward)(const LayerNormBackwardTask& task);
 };
 
-/// Tokens handled between two writes of y, and k handled between two spills of the accumulators.
-inline constexpr int64_t kTokenChunk = 192;
-inline constexpr int64_t kKBlock = 128;
-inline constexpr int kMaxTilesAtOnce = 4;
+/// Terms of an update's sums between two stores of the result, and room for that many terms of some rows of a.
+inline constexpr int64_t kTermBlock = 256;
+inline constexpr int64_t kUpdateScratchBytes = 96 * kTermBlock * int64_t(sizeof(float));
+/// Rows that share the loads of b.
+template <class T>
+inline constexpr int64_t kUpdateRows = kUpdateScratchBytes / (kTermBlock * int64_t(sizeof(T)));
+/// Columns that the factorization finishes together.
+inline constexpr int64_t kSquare = 128;
 
 constexpr int64_t linear_scratch_floats() {
   return kMaxTilesAtOnce * kKBlock * kTileRows + kMaxTilesAtOnce * kTokenChunk * kTileRows;

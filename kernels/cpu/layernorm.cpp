@@ -13,4 +13,18 @@ void CpuBackend::run(const LayerNorm& op) {
   });
 }
 
+void CpuBackend::run(const LayerNormBackward& op) {
+  op.check();
+  pool_.parallel(op.x.shape[0], [&](int, int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t)
+      kernels_.layernorm_backward({.x = op.x.row(t),
+                                   .weight = op.weight.as<float>(),
+                                   .epsilon = op.epsilon,
+                                   .hidden = op.x.shape[1],
+                                   .dy = op.dy.row(t),
+                                   .accumulate = op.accumulate,
+                                   .dx = op.dx.row(t)});
+  });
+}
+
 }  // namespace ballast

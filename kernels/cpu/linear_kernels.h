@@ -8,8 +8,7 @@
 
 #include <math.h>
 
-#include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/decode_kernels.h"
 
 namespace ballast::BALLAST_ISA {
 
@@ -22,62 +21,6 @@ inline constexpr int kTokenBlock = 4;
 #endif
 // Up to this many tokens, kMaxTilesAtOnce tiles share one pass.
 inline constexpr int kTokensOfManyTiles = 2;
-
-static inline int64_t group_bytes(int bits, int64_t group_size) {
-  return group_size * 2 * bits + 3 * kTileRows;
-}
-
-template <int BITS>
-static void decode_affine(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
-                          float* out) {
-  const int64_t per_group = group_bytes(BITS, weight.group_size);
-  for (int64_t k = k0; k < k0 + count;) {
-    const int64_t group = k / weight.group_size;
-    int64_t end = (group + 1) * weight.group_size;
-    if (end > k0 + count) end = k0 + count;
-    const uint8_t* codes = tile + group * per_group;
-    const uint8_t* facts = codes + weight.group_size * 2 * BITS;
-    const F scale = load_half(reinterpret_cast<const uint16_t*>(facts));
-    const F offset = mul(load_bytes(facts + 2 * kTileRows), sub(broadcast(0), scale));
-    codes += (k - group * weight.group_size) * 2 * BITS;
-    // Equals scale · (code − zero): every product here has at most 19 significant bits, so nothing is
-    // rounded.
-#pragma GCC unroll 4
-    for (; k < end; ++k, codes += 2 * BITS, out += kTileRows)
-      store(out, fma(load_codes<BITS>(codes), scale, offset));
-  }
-}
-
-// Weights k0 … k0+count of a tile as f32 [k][16]; f32 tiles are used in place.
-static const float* decode_block(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
-                                 float* out) {
-  switch (weight.kind) {
-    case TileKind::f32:
-      return reinterpret_cast<const float*>(tile) + k0 * kTileRows;
-    case TileKind::f16:
-      for (int64_t k = 0; k < count; ++k)
-        store(out + k * kTileRows, load_half(reinterpret_cast<const uint16_t*>(tile) + (k0 + k) * kTileRows));
-      break;
-    case TileKind::bf16:
-      for (int64_t k = 0; k < count; ++k)
-        store(out + k * kTileRows,
-              load_bfloat(reinterpret_cast<const uint16_t*>(tile) + (k0 + k) * kTileRows));
-      break;
-    case TileKind::affine2:
-      decode_affine<2>(weight, tile, k0, count, out);
-      break;
-    case TileKind::affine3:
-      decode_affine<3>(weight, tile, k0, count, out);
-      break;
-    case TileKind::affine4:
-      decode_affine<4>(weight, tile, k0, count, out);
-      break;
-    case TileKind::affine8:
-      decode_affine<8>(weight, tile, k0, count, out);
-      break;
-  }
-  return out;
-}
 
 // partial[tile][token][16] (+)= Σ_k x[k][token] · w[tile][k][16]
 template <int TOKENS, int TILES>
@@ -187,8 +130,7 @@ static void linear_tiles(const LinearTask& task, int64_t tile) {
       const int64_t count = weight.in_features - k0 < kKBlock ? weight.in_features - k0 : kKBlock;
       const float* w[TILES];
       for (int i = 0; i < TILES; ++i)
-        w[i] = decode_block(weight, weight.data + (tile + i) * weight.tile_bytes, k0, count,
-                            task.scratch + i * kKBlock * kTileRows);
+        w[i] = decode_block(weight, tile + i, k0, count, task.scratch + i * kKBlock * kTileRows);
       for (int64_t t = 0; t < chunk_tokens; t += kTokenBlock) {
         const int64_t width = chunk_tokens - t < kTokenBlock ? chunk_tokens - t : kTokenBlock;
         const float* x = task.x_blocks + (chunk + t) * weight.in_features + k0 * width;
@@ -210,8 +152,7 @@ static void linear(const LinearTask& task, int64_t first_tile, int64_t last_tile
 }
 
 static void decode_row(const TiledWeight& weight, int64_t row, bool accumulate, float* out) {
-  const uint8_t* tile = weight.data + row / kTileRows * weight.tile_bytes;
-  const int64_t lane = row % kTileRows;
+  const int64_t tile = row / kTileRows, lane = row % kTileRows;
   float block[kKBlock * kTileRows];
   for (int64_t k0 = 0; k0 < weight.in_features; k0 += kKBlock) {
     const int64_t count = weight.in_features - k0 < kKBlock ? weight.in_features - k0 : kKBlock;

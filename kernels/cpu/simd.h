@@ -16,7 +16,12 @@ namespace ballast::BALLAST_ISA {
 
 inline constexpr int kLanes = 16;
 
-// Binary16 -> f32 in plain C, for the scalar build and for single elements.
+// Binary16 -> f32, for single elements and for the scalar build.
+#if defined(BALLAST_AVX512) || defined(BALLAST_AVX2)
+static inline float half_to_float(uint16_t h) {
+  return _cvtsh_ss(h);
+}
+#else
 static inline float half_to_float(uint16_t h) {
   union {
     uint32_t bits;
@@ -33,6 +38,7 @@ static inline float half_to_float(uint16_t h) {
   }
   return out.value;
 }
+#endif
 
 #if defined(BALLAST_AVX512)
 
@@ -88,6 +94,10 @@ static inline F load_codes(const uint8_t* p) {
   const __m512i fields = _mm512_mask_set1_epi32(_mm512_set1_epi32(lower), 0xFF00, upper);
   return {_mm512_cvtepi32_ps(
       _mm512_and_si512(_mm512_srlv_epi32(fields, shifts), _mm512_set1_epi32((1 << B) - 1)))};
+}
+// Lanes whose bit of the mask is set from a, the others from b.
+static inline F choose(uint16_t mask, F a, F b) {
+  return {_mm512_mask_blend_ps(__mmask16(mask), b.v, a.v)};
 }
 // Lanes below `count` from a, the others from b.
 static inline F first(int count, F a, F b) {
@@ -163,6 +173,14 @@ static inline F load_codes(const uint8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(lower), lo), mask)),
           _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(upper), hi), mask))};
 }
+static inline F choose(uint16_t mask, F a, F b) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), all = _mm256_set1_epi32(mask);
+  const __m256i lo = _mm256_cmpeq_epi32(_mm256_and_si256(all, bit), bit);
+  const __m256i high_bit = _mm256_slli_epi32(bit, 8);
+  const __m256i hi = _mm256_cmpeq_epi32(_mm256_and_si256(all, high_bit), high_bit);
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(lo)),
+          _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(hi))};
+}
 static inline F first(int count, F a, F b) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256 lo = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), index));
@@ -237,6 +255,9 @@ static inline F load_codes(const uint8_t* p) {
     for (int i = 0; i < 8; ++i) out.v[8 * half + i] = float((field >> (BITS * i)) & ((1u << BITS) - 1u));
   }
   return out;
+}
+static inline F choose(uint16_t mask, F a, F b) {
+  BALLAST_EACH(mask >> i & 1 ? a.v[i] : b.v[i]);
 }
 static inline F first(int count, F a, F b) {
   BALLAST_EACH(i < count ? a.v[i] : b.v[i]);

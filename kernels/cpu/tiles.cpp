@@ -19,9 +19,6 @@ int64_t tile_bytes(const AffineView& weight) {
   return groups * (weight.group_size * 2 * weight.bits + kFactBytes);
 }
 
-// The widest load of the kernels may read this much past the last code.
-constexpr int64_t kSlack = 64;
-
 // source [rows of the tile, in_features] of Element -> [k][16]
 template <class Element>
 void pack_tile(const std::byte* source, int64_t row_bytes, int64_t rows, int64_t in_features, Element* out) {
@@ -32,20 +29,11 @@ void pack_tile(const std::byte* source, int64_t row_bytes, int64_t rows, int64_t
                   sizeof(Element));
 }
 
-void put_code(uint8_t* packed, int bits, int64_t row, uint32_t code) {
-  for (int bit = 0; bit < bits; ++bit) {
-    const int64_t at = row * bits + bit;
-    packed[at / 8] = uint8_t(packed[at / 8] | ((code >> bit & 1u) << (at % 8)));
-  }
-}
-
 void pack_tile(const AffineMatrix& source, int64_t tile, uint8_t* out) {
   const int64_t row0 = tile * kTileRows, rows = std::min(kTileRows, source.out_features - row0);
   for (int64_t group = 0; group < source.groups(); ++group) {
     for (int64_t k = group * source.group_size; k < (group + 1) * source.group_size; ++k) {
-      std::memset(out, 0, size_t(2 * source.bits));
-      for (int64_t row = 0; row < rows; ++row)
-        put_code(out, source.bits, row, source.codes[size_t((row0 + row) * source.in_features + k)]);
+      put_column(source.codes, source.in_features, k, row0, source.bits, out);
       out += 2 * source.bits;
     }
     std::memset(out, 0, kFactBytes);
@@ -87,22 +75,58 @@ TiledWeight tiled(const AffineView& weight) {
   return {weight.data.as<uint8_t>(), tile_bytes(weight), weight.in_features, weight.group_size, kind};
 }
 
-void fill_tile(const float* source, int64_t stride, int64_t depth, int64_t columns, int64_t tile,
-               float* out) {
+void put_column(const std::vector<uint8_t>& codes, int64_t columns, int64_t column, int64_t row0, int bits,
+                uint8_t* out) {
+  std::memset(out, 0, size_t(2 * bits));
+  const int64_t rows = std::min(kTileRows, int64_t(codes.size()) / columns - row0);
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint32_t code = codes[size_t((row0 + row) * columns + column)];
+    for (int64_t bit = 0; bit < bits; ++bit) {
+      const int64_t at = row * bits + bit;
+      out[at / 8] = uint8_t(out[at / 8] | (code >> bit & 1u) << (at % 8));
+    }
+  }
+}
+
+void fill_tile(const float* source, int64_t k_stride, int64_t depth, int64_t columns, int64_t tile,
+               float* out, int64_t column_stride) {
   const int64_t width = std::min(kTileRows, columns - tile * kTileRows);
-  for (int64_t k = 0; k < depth; ++k) {
-    const float* in = source + k * stride + tile * kTileRows;
-    for (int64_t lane = 0; lane < width; ++lane) out[k * kTileRows + lane] = in[lane];
+  source += tile * kTileRows * column_stride;
+  if (column_stride != 1 && k_stride == 1) {  // read along k
+    for (int64_t lane = 0; lane < width; ++lane)
+      for (int64_t k = 0; k < depth; ++k) out[k * kTileRows + lane] = source[lane * column_stride + k];
+  } else {
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t lane = 0; lane < width; ++lane)
+        out[k * kTileRows + lane] = source[k * k_stride + lane * column_stride];
+  }
+  for (int64_t k = 0; k < depth; ++k)
     for (int64_t lane = width; lane < kTileRows; ++lane) out[k * kTileRows + lane] = 0;
+}
+
+void fill_blocks(const TokenBlocks& task, int64_t first, int64_t last, float* x_blocks) {
+  for (int64_t index = first; index < last; ++index) {
+    const int64_t token = index * task.block, width = std::min(task.block, task.tokens - token);
+    float* out = x_blocks + token * task.features;
+    const float* in = task.x + token * task.token_stride;
+    if (task.k_stride == 1) {  // read along a token, or along k where tokens are adjacent
+      for (int64_t t = 0; t < width; ++t)
+        for (int64_t k = 0; k < task.features; ++k)
+          out[k * width + t] = task.factor * in[t * task.token_stride + k];
+    } else {
+      for (int64_t k = 0; k < task.features; ++k)
+        for (int64_t t = 0; t < width; ++t)
+          out[k * width + t] = task.factor * in[k * task.k_stride + t * task.token_stride];
+    }
   }
 }
 
 int64_t CpuBackend::packed_bytes(const DenseView& weight) const {
-  return tile_count(weight.out_features) * tile_bytes(weight) + kSlack;
+  return tile_count(weight.out_features) * tile_bytes(weight) + kTileSlack;
 }
 
 int64_t CpuBackend::packed_bytes(const AffineView& weight) const {
-  return tile_count(weight.out_features) * tile_bytes(weight) + kSlack;
+  return tile_count(weight.out_features) * tile_bytes(weight) + kTileSlack;
 }
 
 void CpuBackend::pack(const TensorView& source, const DenseView& weight, void* blob) {

@@ -11,6 +11,7 @@
 
 #include "kernels/check.h"
 #include "kernels/dtype.h"
+#include "kernels/encodings/views.h"
 
 namespace ballast {
 
@@ -36,8 +37,9 @@ struct AffineMatrix {
   void decode_row(int64_t row, float* out) const;
   /// Sizes, code range and scale sanity. Throws Error starting with `name`.
   void check(const std::string& name) const;
-  /// Mean stored bits per weight: codes, a 16-bit scale and a `bits`-wide zero point per group.
-  double bits_per_weight() const { return bits + double(16 + bits) / double(group_size); }
+  AffineView facts() const { return {bits, out_features, in_features, group_size, {}}; }
+  double bits_per_weight() const { return facts().bits_per_weight(); }
+  bool operator==(const AffineMatrix&) const = default;
 };
 
 }  // namespace ballast

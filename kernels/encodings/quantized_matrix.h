@@ -24,4 +24,8 @@ inline void decode_row(const QuantizedMatrix& matrix, int64_t row, float* out) {
   std::visit([&](const auto& m) { m.decode_row(row, out); }, matrix);
 }
 
+/// Adds the rows of `part`, a matrix of the same encoding and settings, below those of `all`. Matrices whose rows share
+/// something beyond their number (salient columns; statistics of kStatRows rows cut in two) cannot be joined.
+void append_rows(QuantizedMatrix& all, const QuantizedMatrix& part);
+
 }  // namespace ballast

@@ -49,9 +49,4 @@ void ResidualBinaryMatrix::check(const std::string& name) const {
     if (!std::isfinite(f16_to_f32(value))) fail("a coefficient is not finite");
 }
 
-double ResidualBinaryMatrix::bits_per_weight() const {
-  const double weights = double(out_features) * double(in_features);
-  return 2 + (double(in_features) + 16.0 * double(coefficients.size())) / weights;
-}
-
 }  // namespace ballast

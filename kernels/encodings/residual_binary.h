@@ -14,11 +14,14 @@
 #include <string>
 #include <vector>
 
+#include "kernels/encodings/views.h"
+
 namespace ballast {
 
 struct ResidualBinaryMatrix {
   /// Order of a row's coefficients in one block.
   enum Coefficient { kMean, kScale1, kScale2, kMean0, kScale0, kMean1, kScale1Group, kCoefficients };
+  static_assert(kCoefficients == ResidualBinaryView::kCoefficients);
 
   int64_t out_features = 0;
   int64_t in_features = 0;
@@ -34,8 +37,9 @@ struct ResidualBinaryMatrix {
   void decode_row(int64_t row, float* out) const;
   /// Sizes, ranges and finiteness. Throws Error starting with `name`.
   void check(const std::string& name) const;
-  /// Every stored byte: two bits a weight, the salient columns, the coefficients.
-  double bits_per_weight() const;
+  ResidualBinaryView facts() const { return {out_features, in_features, block_size, {}}; }
+  double bits_per_weight() const { return facts().bits_per_weight(); }
+  bool operator==(const ResidualBinaryMatrix&) const = default;
 };
 
 }  // namespace ballast

@@ -65,11 +65,4 @@ void SparseOutlierMatrix::check(const std::string& name) const {
   }
 }
 
-double SparseOutlierMatrix::bits_per_weight() const {
-  const double weights = double(out_features) * double(in_features);
-  return bits + (2.0 * stat_bits * double(scale_codes.size()) + 16.0 * double(stats.size()) +
-                 32.0 * double(outlier_rows.size()) + 32.0 * double(outlier_values.size())) /
-                    weights;
-}
-
 }  // namespace ballast

@@ -13,18 +13,19 @@
 #include <string>
 #include <vector>
 
+#include "kernels/encodings/views.h"
+
 namespace ballast {
 
 struct SparseOutlierMatrix {
-  /// Rows that share the second level of the scales' and zero points' quantization.
-  static constexpr int64_t kStatRows = 16;
+  static constexpr int64_t kStatRows = SparseOutlierView::kStatRows;
 
   int bits = 0;       ///< of the codes: 2, 3, 4 or 8
   int stat_bits = 3;  ///< of scale and zero codes, 1 … 8
   int64_t out_features = 0;
   int64_t in_features = 0;
-  int64_t group_size = 0;            ///< divides in_features
-  std::vector<uint8_t> codes;        ///< [out_features, in_features], each < 2^bits; any code under an outlier
+  int64_t group_size = 0;      ///< divides in_features
+  std::vector<uint8_t> codes;  ///< [out_features, in_features], each < 2^bits; any code under an outlier
   std::vector<uint8_t> scale_codes;  ///< [out_features, groups()], each < 2^stat_bits
   std::vector<uint8_t> zero_codes;   ///< [out_features, groups()]
   /// binary16 [tiles(), groups(), 4]: scale_low, scale_step, zero_low, zero_step; finite
@@ -41,8 +42,11 @@ struct SparseOutlierMatrix {
   void decode_row(int64_t row, float* out) const;
   /// Sizes, ranges and finiteness. Throws Error starting with `name`.
   void check(const std::string& name) const;
-  /// Every stored byte: codes, both levels of statistics, outliers with their columns and row offsets.
-  double bits_per_weight() const;
+  SparseOutlierView facts() const {
+    return {bits, stat_bits, out_features, in_features, group_size, int64_t(outlier_values.size()), {}};
+  }
+  double bits_per_weight() const { return facts().bits_per_weight(); }
+  bool operator==(const SparseOutlierMatrix&) const = default;
 };
 
 }  // namespace ballast

@@ -62,4 +62,38 @@ struct Attention {
   }
 };
 
+/// Gradients of Attention's inputs for whole sequences (no past), probabilities p computed anew:
+///   dv[j] += Σ_t p[t][j] · d_out[t]
+///   ds[t][j] = p[t][j] · (d_out[t]·v[j] − Σ_i p[t][i] · d_out[t]·v[i])
+///   dq[t] += scale · Σ_j ds[t][j] · k[j],   dk[j] += scale · Σ_t ds[t][j] · q[t]
+struct AttentionBackward {
+  TensorView q, k, v;     ///< f32 [tokens, width], width = heads · head_dim
+  TensorView d_out;       ///< f32 [tokens, width]
+  OutputView dq, dk, dv;  ///< f32 [tokens, width]
+  std::span<const AttentionSpan> spans;
+  int64_t heads = 0;
+  float scale = 1;
+  Mask mask = Mask::causal;
+
+  void check() const {
+    DimChecker dims("attention_backward");
+    for (const TensorView* view :
+         {&q, &k, &v, &d_out, static_cast<const TensorView*>(&dq), static_cast<const TensorView*>(&dk),
+          static_cast<const TensorView*>(&dv)}) {
+      dims.match(*view, "q, k, v, d_out, dq, dk, dv", {"tokens", "width"});
+      dims.dtype(*view, "q, k, v, d_out, dq, dk, dv", {DType::f32});
+    }
+    CHECK(heads > 0 && dims["width"] % heads == 0, "attention_backward: ", heads, " heads do not divide ",
+          dims["width"]);
+    int64_t covered = 0;
+    for (const AttentionSpan& span : spans) {
+      CHECK(span.rows > 0 && span.past == 0 && span.first_row == covered,
+            "attention_backward: spans must be whole sequences that tile the rows");
+      covered += span.rows;
+    }
+    CHECK(covered == dims["tokens"], "attention_backward: spans cover ", covered, " of ", dims["tokens"],
+          " rows");
+  }
+};
+
 }  // namespace ballast

@@ -46,4 +46,20 @@ void Linear<Encoding>::check() const {
   CHECK(x.data != y.data, "linear: y must not overwrite x");
 }
 
+/// dy ← dy · activation'(z), from the gradient of y = activation(z) to that of z. The other two steps back
+/// through a linear layer are dense products: dX += dZ · W (RankUpdate) and dW = dZᵀ · X (SecondMoment).
+struct ActivationBackward {
+  Activation activation = Activation::none;
+  TensorView z;   ///< f32 [tokens, width]; for ReLU, whose derivative at 0 is 0, y does as well
+  OutputView dy;  ///< f32 [tokens, width]
+
+  void check() const {
+    DimChecker dims("activation_backward");
+    dims.match(z, "z", {"tokens", "width"});
+    dims.match(dy, "dy", {"tokens", "width"});
+    dims.dtype(z, "z", {DType::f32});
+    dims.dtype(dy, "dy", {DType::f32});
+  }
+};
+
 }  // namespace ballast

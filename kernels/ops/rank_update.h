@@ -1,5 +1,5 @@
-// w −= e · u: the lazy batch update of GPTQ (arXiv 2210.17323, §3.3, equation 4), and any dense product the
-// quantizer needs.
+// w −= e · u: the lazy batch update of GPTQ (arXiv 2210.17323, §3.3, equation 4), or w += e · u: any other dense
+// product of the quantizer, and dX += dY · W on the way back through a linear layer.
 #pragma once
 
 #include "kernels/view.h"
@@ -10,6 +10,7 @@ struct RankUpdate {
   TensorView e;  ///< f32 [rows, rank]
   TensorView u;  ///< f32 [rank, columns]
   OutputView w;  ///< f32 [rows, columns]
+  bool add = false;
 
   void check() const {
     DimChecker dims("rank_update");

@@ -1,4 +1,5 @@
-// GPTQ (arXiv 2210.17323): the column solver with a uniform grid per row or group.
+// GPTQ (arXiv 2210.17323): the column solver with a uniform grid per row or group; afterwards, if asked for,
+// sweeps of coordinate descent on the same objective.
 //
 // Differs from the released code: a group's grid is fitted on weights that hold all earlier errors, also
 // inside a block of columns; --act-order always uses grids fitted on the original weights, so no permutation

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "quantize/curvature.h"
+
 namespace ballast {
 namespace {
 
@@ -18,19 +20,6 @@ std::vector<double> times(Backend& backend, std::span<const float> matrix,
     }
   });
   return out;
-}
-
-// tr(A·M·Aᵀ) for A f32 [rows, size] and the second moment M = E[xxᵀ]: E‖Ax‖²
-double output_power(Backend& backend, std::span<const float> a, const std::vector<float>& moment,
-                    int64_t size) {
-  const int64_t rows = int64_t(a.size()) / size;
-  std::vector<float> product(a.size());
-  backend.run(RankUpdate{.e = {a.data(), DType::f32, {rows, size}},
-                         .u = {moment.data(), DType::f32, {size, size}},
-                         .w = {product.data(), DType::f32, {rows, size}}});
-  double power = 0;
-  for (size_t i = 0; i < a.size(); ++i) power -= double(product[i]) * double(a[i]);
-  return power;
 }
 
 // (W − Q)·(E[x | p] − E[x]), f32 [positions, rows]; zeros for positions never seen
@@ -64,34 +53,38 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
 
 }  // namespace
 
-CompensationResult compensate(Backend& backend, std::span<const float> weight, const QuantizedMatrix& quantized,
-                              const Statistics& input, const Statistics* reference, Compensation kind) {
-  const int64_t out = out_features(quantized), in = in_features(quantized);
-  CHECK(int64_t(weight.size()) == out * in && input.features == in);
-  std::vector<float> difference(weight.size());  // W − Q
+CompensationResult compensate(Backend& backend, const CompensationProblem& problem) {
+  const int64_t out = out_features(problem.quantized), in = in_features(problem.quantized);
+  const Statistics& input = problem.input;
+  CHECK(int64_t(problem.weight.size()) == out * in && problem.target.size() == problem.weight.size() &&
+        input.features == in);
+  std::vector<float> difference(problem.target.size());  // target − Q
   backend.parallel_for(out, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* d = difference.data() + row * in;
-      decode_row(quantized, row, d);
-      for (int64_t i = 0; i < in; ++i) d[i] = weight[size_t(row * in + i)] - d[i];
+      decode_row(problem.quantized, row, d);
+      for (int64_t i = 0; i < in; ++i) d[i] = problem.target[size_t(row * in + i)] - d[i];
     }
   });
 
   CompensationResult result;
-  const std::vector<double> mean_error = times(backend, difference, input.mean());  // (W − Q)·E[x]
-  std::vector<double> constant(mean_error);
-  if (reference) {
-    const std::vector<double> float_mean = reference->mean(), mean = input.mean();
-    std::vector<double> shift(float_mean);
-    for (size_t i = 0; i < shift.size(); ++i) shift[i] -= mean[i];
-    const std::vector<double> drift = times(backend, weight, shift);
-    for (size_t i = 0; i < constant.size(); ++i) constant[i] += drift[i];
+  const std::vector<double> mean = input.mean();
+  const std::vector<double> mean_error = times(backend, difference, mean);  // (target − Q)·E[x]
+  // What the float output's mean has beyond target·E[x]: W·E[x_float] − target·E[x].
+  std::vector<double> shift(size_t(out), 0.0);
+  if (problem.reference) {
+    const std::vector<double> wanted = times(backend, problem.weight, problem.reference->mean());
+    const std::vector<double> predicted = times(backend, problem.target, mean);
+    for (size_t i = 0; i < shift.size(); ++i) shift[i] = wanted[i] - predicted[i];
+    for (size_t i = 0; i < problem.residual_drift.size(); ++i) shift[i] += problem.residual_drift[i];
   }
-  if (kind == Compensation::none) constant.assign(constant.size(), 0.0);
+  std::vector<double> constant(mean_error);
+  for (size_t i = 0; i < constant.size(); ++i) constant[i] += shift[i];
+  if (problem.kind == Compensation::none) constant.assign(constant.size(), 0.0);
   result.channel.assign(constant.begin(), constant.end());
 
-  double position_gain = 0;  // E‖(W − Q)(E[x | p] − E[x])‖²
-  if (kind == Compensation::position) {
+  double position_gain = 0;  // E‖(target − Q)(E[x | p] − E[x])‖²
+  if (problem.kind == Compensation::position) {
     result.positions = input.positions();
     result.position = position_errors(backend, difference, input);
     for (int64_t p = 0; p < result.positions; ++p) {
@@ -101,14 +94,18 @@ CompensationResult compensate(Backend& backend, std::span<const float> weight, c
     }
   }
 
-  if (!input.moment.empty()) {
-    std::vector<float> moment(input.moment.size());
-    for (size_t i = 0; i < moment.size(); ++i) moment[i] = float(input.moment[i] / double(input.count));
-    const double power = output_power(backend, weight, moment, in);
-    const double before = output_power(backend, difference, moment, in);
-    const double after = before - 2 * dot(constant, mean_error) + dot(constant, constant) - position_gain;
-    result.error_before = power > 0 ? before / power : 0;
-    result.error_after = power > 0 ? std::max(0.0, after) / power : 0;
+  auto power = problem.power;
+  if (!power && !input.moment.empty())
+    power = [&](std::span<const float> a) {
+      return quadratic_form(backend, symmetric_view(input.moment, in), a) / double(input.count);
+    };
+  if (power) {
+    const double whole = power(problem.weight);
+    const double before = power(difference) + 2 * dot(shift, mean_error) + dot(shift, shift);
+    const double after = before - 2 * dot(constant, mean_error) - 2 * dot(constant, shift) +
+                         dot(constant, constant) - position_gain;
+    result.error_before = whole > 0 ? before / whole : 0;
+    result.error_after = whole > 0 ? std::max(0.0, after) / whole : 0;
   }
   return result;
 }

@@ -10,6 +10,7 @@
 // deviation.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -24,15 +25,24 @@ struct CompensationResult {
   std::vector<float> channel;   ///< [out_features] to add to the bias; zeros for none
   std::vector<float> position;  ///< [positions, out_features]; empty unless Compensation::position
   int64_t positions = 0;
-  /// E‖(W − Q)x − c‖² / E‖Wx‖² over the calibration inputs, without and with c; 0 when no second moments were
-  /// kept.
+  /// E‖W·x_f + … − Q·x − c‖² / E‖Wx‖² over the calibration inputs, without and with c, where what the float
+  /// model would compute is predicted from x as target·x plus a constant; 0 when no second moments were kept.
   double error_before = 0;
   double error_after = 0;
 };
 
-/// `input`: of the stream that the quantized layer reads; `reference`: of the float stream, null unless drift
-/// is to be corrected. `weight`: the original, [out_features, in_features].
-CompensationResult compensate(Backend& backend, std::span<const float> weight, const QuantizedMatrix& quantized,
-                              const Statistics& input, const Statistics* reference, Compensation kind);
+struct CompensationProblem {
+  std::span<const float> weight;     ///< the original W, [out_features, in_features]
+  std::span<const float> target;     ///< what the codes approximate: W, or W' (target.h)
+  const QuantizedMatrix& quantized;  ///< Q
+  const Statistics& input;           ///< of the stream that the quantized layer reads
+  const Statistics* reference = nullptr;  ///< of the float stream; null unless drift is to be corrected
+  std::span<const double> residual_drift;  ///< [out_features], E[h_f − h_q] of the stream it adds to, or empty
+  Compensation kind = Compensation::channel;
+  /// E‖Ax‖² over the calibration inputs for A f32 [rows, in_features]; needed where the input's second moment
+  /// has gone elsewhere.
+  std::function<double(std::span<const float> a)> power;
+};
+CompensationResult compensate(Backend& backend, const CompensationProblem& problem);
 
 }  // namespace ballast

@@ -26,12 +26,13 @@ void read_quantization(std::string_view text) {
   const auto config = parse_packed_config(parse_json(text, "input"), "input");
   if (!config) return;
   const int bits = config->bits;
-  require(bits == 2 || bits == 3 || bits == 4 || bits == 8);
+  const bool own = config->layout == PackedLayout::ballast;
+  require(own ? bits >= 1 && bits <= 8 : bits == 2 || bits == 3 || bits == 4 || bits == 8);
   require(config->group_size == -1 || config->group_size > 0);
   // What is written from it says the same.
   const auto again = parse_packed_config(packed_config_json(*config), "again");
   require(again->layout == config->layout && again->bits == bits && again->symmetric == config->symmetric);
-  require(again->group_size == config->group_size);
+  require(again->group_size == config->group_size && again->encodings == config->encodings);
 }
 
 void read_json(std::string_view text) {

@@ -58,6 +58,28 @@ TEST_P(EmbeddingOp, AffineRowsAreExact) {
     }
 }
 
+TEST_P(EmbeddingOp, RowsWithOutliersAreExact) {
+  for (int bits : {2, 3, 4, 8})
+    for (int64_t group_size : {16, 64, 320}) {
+      SCOPED_TRACE(str(bits, " bits, group ", group_size));
+      Random random{uint64_t(bits * group_size)};
+      const auto matrix = test::random_outliers(random, bits, 3, 37, 320, group_size);
+      check_rows(*backend_, matrix, test::decoded(matrix));
+    }
+}
+
+TEST_P(EmbeddingOp, ResidualBinaryRowsAreExact) {
+  for (int64_t block_size : {16, 128, 320}) {
+    SCOPED_TRACE(str("blocks of ", block_size));
+    Random random{uint64_t(block_size)};
+    auto matrix = test::random_binary(random, 37, 320, block_size);
+    // Here the order of the additions shows: (2^-24 + 65504) - 65504 is 0 in f32.
+    matrix.coefficients[0] = 0x0001;
+    matrix.coefficients[1] = matrix.coefficients[2] = 0x7BFF;
+    check_rows(*backend_, matrix, test::decoded(matrix));
+  }
+}
+
 TEST_P(EmbeddingOp, RowsOfTheOutputMayLieApart) {
   Random random(5);
   const test::DenseMatrix matrix(DType::f32, 20, 6, random.floats(120));

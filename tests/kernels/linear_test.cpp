@@ -164,6 +164,80 @@ TEST_P(LinearOp, AffineWeightsOfAnyShapeAndGroup) {
     }
 }
 
+// {out_features, in_features, group_size}
+TEST_P(LinearOp, OutliersOfAnyShapeAndGroup) {
+  const Shape shapes[] = {{150, 192, 16}, {17, 768, 64}, {31, 37, 37}, {16, 300, 5}};
+  uint64_t seed = 200;
+  for (int bits : {2, 3, 4, 8})
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE(str(bits, " bits, out, in, group ", shape.text()));
+      Random random(++seed);
+      const auto matrix = test::random_outliers(random, bits, 3, shape[0], shape[1], shape[2]);
+      ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, test::decoded(matrix), seed));
+    }
+}
+
+// {out_features, in_features, block_size}
+TEST_P(LinearOp, ResidualBinaryOfAnyShapeAndBlock) {
+  const Shape shapes[] = {{1, 16, 16},     {150, 192, 128}, {33, 96, 128}, {17, 768, 128}, {70, 384, 100},
+                          {31, 37, 65536}, {130, 131, 128}, {16, 300, 7},  {40, 20, 1}};
+  uint64_t seed = 300;
+  for (const Shape& shape : shapes) {
+    SCOPED_TRACE(str("out, in, block ", shape.text()));
+    Random random(++seed);
+    const auto matrix = test::random_binary(random, shape[0], shape[1], shape[2]);
+    ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, test::decoded(matrix), seed));
+  }
+}
+
+// Packed weights give the bits of the matrix that the canonical form decodes to.
+template <class Matrix>
+void expect_equals_decoded(Backend& backend, const Matrix& matrix, Random& random) {
+  const auto weight = test::packed(backend, matrix);
+  const auto dense_weight = test::packed(backend, test::decoded(matrix));
+  const std::vector<float> x = random.floats(13 * matrix.in_features);
+  for (int64_t tokens : {1, 2, 13})
+    ASSERT_TRUE(
+        same_bits(run(backend, x, weight.view, {}, tokens), run(backend, x, dense_weight.view, {}, tokens)))
+        << tokens << " tokens";
+}
+
+TEST_P(LinearOp, OutliersEqualTheirDecodedMatrixBitForBit) {
+  uint64_t seed = 400;
+  for (int bits : {2, 3, 4, 8})
+    for (int stat_bits : {1, 2, 3, 4, 5, 8})
+      for (const Shape& shape : {Shape{83, 336, 16}, {64, 192, 192}, {15, 768, 3}})
+        for (float share : {0.0f, 0.02f, 1.0f}) {
+          SCOPED_TRACE(str(bits, " bits, ", stat_bits, " of statistics, ", shape.text(), ", share ", share));
+          Random random(++seed);
+          auto matrix = test::random_outliers(random, bits, stat_bits, shape[0], shape[1], shape[2], share);
+          // The smallest subnormal, the largest finite binary16 and minus zero.
+          matrix.stats[0] = 0x0001;
+          matrix.stats[1] = 0x7BFF;
+          matrix.stats[2] = 0xFBFF;
+          matrix.outlier_values[0] = 0x8000;
+          ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
+        }
+  // No outliers at all.
+  Random random(seed);
+  auto matrix = test::random_outliers(random, 3, 3, 40, 64, 16);
+  matrix.outlier_columns.clear();
+  matrix.outlier_values.clear();
+  matrix.outlier_rows.assign(41, 0);
+  ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
+}
+
+TEST_P(LinearOp, ResidualBinaryEqualsItsDecodedMatrixBitForBit) {
+  uint64_t seed = 500;
+  for (const Shape& shape : {Shape{83, 336, 128}, {64, 192, 128}, {15, 768, 100}, {16, 129, 128}}) {
+    SCOPED_TRACE(shape.text());
+    Random random(++seed);
+    auto matrix = test::random_binary(random, shape[0], shape[1], shape[2]);
+    for (size_t i = 0; i < 7; ++i) matrix.coefficients[i] = i % 2 ? 0x7BFF : 0x8001;
+    ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
+  }
+}
+
 TEST_P(LinearOp, AffineEqualsItsDecodedMatrixBitForBit) {
   for (int bits : {2, 3, 4, 8})
     for (int64_t group_size : {16, 48, 336}) {
@@ -172,14 +246,8 @@ TEST_P(LinearOp, AffineEqualsItsDecodedMatrixBitForBit) {
       // Extreme stored scales: the smallest subnormal and the largest finite binary16.
       matrix.scales[0] = 0x0001;
       matrix.scales[1] = 0x7BFF;
-      const DenseMatrix dense = test::decoded(matrix);
-      const auto affine_weight = test::packed(*backend_, matrix);
-      const auto dense_weight = test::packed(*backend_, dense);
-      const std::vector<float> x = random.floats(13 * 336);
-      for (int64_t tokens : {1, 2, 13})
-        ASSERT_TRUE(same_bits(run(*backend_, x, affine_weight.view, {}, tokens),
-                              run(*backend_, x, dense_weight.view, {}, tokens)))
-            << bits << " bits, group " << group_size << ", " << tokens << " tokens";
+      ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random))
+          << bits << " bits, group " << group_size;
     }
 }
 

@@ -8,31 +8,14 @@
 #include <filesystem>
 
 #include "engine/io/json.h"
-#include "engine/runtime/runner.h"
 #include "models/registry.h"
 #include "tests/support/golden_tensors.h"
+#include "tests/support/logits.h"
 
 namespace ballast {
 namespace {
 
 const std::filesystem::path kGoldens = std::filesystem::path(BALLAST_SOURCE_DIR) / "tests/golden/opt";
-
-// Logits of all positions of `ids`, fed in chunks of `chunk` tokens.
-std::vector<float> logits_of(Backend& backend, nn::Model& model, const std::vector<int32_t>& ids, size_t chunk) {
-  KvCache cache(backend, model.facts(), model.facts().layers, int64_t(ids.size()));
-  Runner runner(backend, model, cache);
-  PageTable pages;
-  EXPECT_TRUE(cache.reserve(pages, int64_t(ids.size())));
-  std::vector<float> all;
-  for (size_t start = 0; start < ids.size(); start += chunk) {
-    const size_t count = std::min(chunk, ids.size() - start);
-    Batch batch;
-    batch.add(std::span(ids).subspan(start, count), int64_t(start), pages);
-    const TensorView logits = runner.logits(runner.hidden(batch), batch.rows().positions);
-    all.insert(all.end(), logits.as<float>(), logits.as<float>() + logits.shape.elements());
-  }
-  return all;
-}
 
 class OptVariant : public testing::TestWithParam<std::string> {};
 
@@ -50,7 +33,8 @@ TEST_P(OptVariant, LogitsMatchTransformers) {
     const std::vector<float> whole = logits_of(*backend, *model, ids, ids.size());
     ASSERT_EQ(whole.size(), expected.size());
     double worst = 0;
-    for (size_t i = 0; i < whole.size(); ++i) worst = std::max(worst, double(std::fabs(whole[i] - expected[i])));
+    for (size_t i = 0; i < whole.size(); ++i)
+      worst = std::max(worst, double(std::fabs(whole[i] - expected[i])));
     EXPECT_LE(worst, 2e-4) << ids.size() << " tokens";
     for (size_t chunk : {size_t(1), size_t(5), size_t(16)})
       EXPECT_EQ(logits_of(*backend, *model, ids, chunk), whole) << "in chunks of " << chunk;
@@ -66,7 +50,8 @@ std::vector<std::string> variants() {
   return names;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, OptVariant, testing::ValuesIn(variants()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(All, OptVariant, testing::ValuesIn(variants()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace ballast

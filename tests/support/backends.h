@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "tests/support/random.h"
+#include "tests/support/matrices.h"
 
 namespace ballast::test {
 
@@ -71,49 +71,14 @@ class Packed {
   void* blob_;
 };
 
-inline Packed<AffineView> packed(Backend& backend, const AffineMatrix& matrix) {
-  return {backend, matrix, {matrix.bits, matrix.out_features, matrix.in_features, matrix.group_size, {}}};
+/// Any canonical form.
+template <class Matrix>
+auto packed(Backend& backend, const Matrix& matrix) {
+  return Packed<decltype(matrix.facts())>(backend, matrix, matrix.facts());
 }
 
-/// Row-major values rounded to a stored float type, and what they decode to.
-struct DenseMatrix {
-  DType dtype = DType::f32;
-  int64_t out_features = 0, in_features = 0;
-  std::vector<float> values;
-  std::vector<uint16_t> halves;  ///< of f16 and bf16
-
-  DenseMatrix(DType type, int64_t out, int64_t in, std::vector<float> numbers)
-      : dtype(type), out_features(out), in_features(in), values(std::move(numbers)) {
-    if (dtype == DType::f32) return;
-    for (float& value : values) {
-      halves.push_back(dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value));
-      value = dtype == DType::f16 ? f16_to_f32(halves.back()) : bf16_to_f32(halves.back());
-    }
-  }
-  TensorView stored() const {
-    const void* data = dtype == DType::f32 ? static_cast<const void*>(values.data()) : halves.data();
-    return TensorView(data, dtype, {out_features, in_features});
-  }
-};
 inline Packed<DenseView> packed(Backend& backend, const DenseMatrix& matrix) {
   return {backend, matrix.stored(), {matrix.dtype, matrix.out_features, matrix.in_features, {}}};
-}
-
-inline AffineMatrix random_affine(Random& random, int bits, int64_t out, int64_t in, int64_t group_size) {
-  AffineMatrix matrix{.bits = bits, .out_features = out, .in_features = in, .group_size = group_size};
-  for (int64_t i = 0; i < out * in; ++i) matrix.codes.push_back(uint8_t(random.below(1 << bits)));
-  for (int64_t i = 0; i < out * matrix.groups(); ++i) {
-    matrix.scales.push_back(f32_to_f16(random.uniform(0.001f, 0.1f)));
-    matrix.zero_points.push_back(uint8_t(random.below(1 << bits)));
-  }
-  matrix.check("random matrix");
-  return matrix;
-}
-inline DenseMatrix decoded(const AffineMatrix& matrix) {
-  std::vector<float> values(size_t(matrix.out_features * matrix.in_features));
-  for (int64_t row = 0; row < matrix.out_features; ++row)
-    matrix.decode_row(row, values.data() + row * matrix.in_features);
-  return {DType::f32, matrix.out_features, matrix.in_features, std::move(values)};
 }
 
 }  // namespace ballast::test

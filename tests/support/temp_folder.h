@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -12,11 +13,18 @@
 
 namespace ballast {
 
+/// A folder in memory where the system has one, for tests that sync many files.
+inline std::filesystem::path memory_folder() {
+  const std::filesystem::path shared_memory = "/dev/shm";
+  return ::access(shared_memory.c_str(), W_OK | X_OK) == 0 ? shared_memory
+                                                           : std::filesystem::temp_directory_path();
+}
+
 /// Created empty under the system's temporary folder, removed with everything in it at the end of the scope.
 class TempFolder {
  public:
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "ballast-test-XXXXXX").string();
+  explicit TempFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "ballast-test-XXXXXX").string();
     if (!::mkdtemp(name.data())) throw std::runtime_error("cannot create " + name);
     path_ = name;
   }

@@ -58,6 +58,7 @@ TEST(PackedConfig, RejectsWhatItCannotRead) {
   const json packed = json::parse(R"({"quant_method":"compressed-tensors","format":"pack-quantized",
     "config_groups":{"group_0":{"weights":{"num_bits":4,"strategy":"group","group_size":128}}}})");
   const std::string weights = "/config_groups/group_0/weights";
+  const json own = json::parse(R"({"quant_method":"ballast","version":1,"encodings":[],"bits":3})");
   struct Row {
     const json& base;
     std::string pointer;
@@ -66,7 +67,7 @@ TEST(PackedConfig, RejectsWhatItCannotRead) {
   };
   const Row rows[] = {
       {gptq, "/quant_method", "awq",
-       "'quant_method': expected \"gptq\" or \"compressed-tensors\", got \"awq\""},
+       "'quant_method': expected \"gptq\", \"compressed-tensors\" or \"ballast\", got \"awq\""},
       {gptq, "/quant_method", 1, "'quant_method': expected a string"},
       {gptq, "/bits", 5, "'bits': expected 2, 3, 4 or 8, got 5"},
       {gptq, "/bits", 0, "'bits': expected an integer"},
@@ -104,9 +105,21 @@ TEST(PackedConfig, RejectsWhatItCannotRead) {
       {packed, weights + "/strategy", "channel", "strategy \"channel\" contradicts group_size 128"},
       {packed, weights + "/group_size", nullptr, "strategy \"group\" contradicts group_size -1"},
       {packed, weights + "/group_size", 0, "'group_size': expected -1 or at least 1"},
+      {own, "/version", 2, "'version': expected 1, got 2"},
+      {own, "/version", "1", "'version': expected an integer"},
+      {own, "/version", nullptr, "'version': expected an integer"},
+      {own, "/encodings", "residual_binary", "'encodings': expected an array"},
+      {own, "/encodings", json::array({"residual_binary", "ternary"}),
+       "'encodings': expected \"sparse_outliers\" or \"residual_binary\", got \"ternary\""},
+      {own, "/encodings", json::array({7}),
+       "'encodings': expected \"sparse_outliers\" or \"residual_binary\", got 7"},
+      {own, "/bits", 9, "'bits': expected an integer"},
+      {own, "/group_size", 0, "'group_size': expected -1 or at least 1"},
+      {own, "/sym", "no", "'sym': expected true or false"},
   };
   EXPECT_NO_THROW(parse_packed_config(gptq, "c"));
   EXPECT_NO_THROW(parse_packed_config(packed, "c"));
+  EXPECT_NO_THROW(parse_packed_config(own, "c"));
   for (const Row& row : rows) {
     json config = row.base;
     config[json::json_pointer(row.pointer)] = row.value;

@@ -1,7 +1,7 @@
 // Modules and folders for the tests of stored layouts.
 #pragma once
 
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 
 #include <gtest/gtest.h>
 
@@ -11,6 +11,7 @@
 #include <random>
 
 #include "tests/support/expect_error.h"
+#include "tests/support/matrices.h"
 #include "tests/support/temp_folder.h"
 
 namespace ballast {
@@ -52,6 +53,16 @@ inline json config_for(PackedLayout layout, const AffineMatrix& matrix, bool sym
   return {{"quantization_config", packed_config_json(config)}};
 }
 
+/// As above for any encoding; `layout` counts for affine matrices only.
+inline json config_for(PackedLayout layout, const QuantizedMatrix& matrix, bool symmetric) {
+  if (const auto* affine = std::get_if<AffineMatrix>(&matrix)) return config_for(layout, *affine, symmetric);
+  const PackedConfig config{.layout = PackedLayout::ballast,
+                            .bits = 3,
+                            .group_size = 16,
+                            .encodings = {std::string(encoding_name(matrix))}};
+  return {{"quantization_config", packed_config_json(config)}};
+}
+
 /// A checkpoint whose module "m" can be changed tensor by tensor before it is written.
 struct Module {
   struct Tensor {
@@ -63,13 +74,14 @@ struct Module {
   json config;
   int64_t out_features, in_features;
 
-  Module(PackedLayout layout, const AffineMatrix& matrix, bool symmetric)
+  explicit Module(const QuantizedMatrix& matrix) : Module(PackedLayout::ballast, matrix, false) {}
+  Module(PackedLayout layout, const QuantizedMatrix& matrix, bool symmetric)
       : config(config_for(layout, matrix, symmetric)),
-        out_features(matrix.out_features),
-        in_features(matrix.in_features) {
+        out_features(ballast::out_features(matrix)),
+        in_features(ballast::in_features(matrix)) {
     const TempFolder folder;
     CheckpointWriter writer(folder / "a", {});
-    write_packed(writer, "m", matrix, layout, symmetric);
+    write_quantized(writer, "m", matrix, layout, symmetric);
     writer.finish(config);
     const Checkpoint checkpoint = Checkpoint::open(folder / "a");
     for (const StoredTensor& tensor : checkpoint.tensors())
@@ -110,8 +122,15 @@ struct Module {
     });
     return matrix;
   }
+  QuantizedMatrix read_any() const {
+    QuantizedMatrix matrix;
+    with_checkpoint([&](const Checkpoint& checkpoint) {
+      matrix = read_quantized(checkpoint, "m", out_features, in_features);
+    });
+    return matrix;
+  }
   ::testing::AssertionResult fails_with(const std::string& part) const {
-    return throws_with(part, [&] { read(); });
+    return throws_with(part, [&] { read_any(); });
   }
 };
 

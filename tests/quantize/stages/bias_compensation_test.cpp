@@ -13,7 +13,7 @@ TEST(BiasCompensation, ReportsTheErrorsThatADirectComputationGives) {
   const LayerFixture layer(20, 96, 400, 11);
   const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(3, 0)));
   const auto result =
-      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+      compensate(*layer.backend, {.weight = layer.weight, .target = layer.weight, .quantized = matrix, .input = layer.statistics, .reference = nullptr, .kind = Compensation::channel});
   EXPECT_NEAR(result.error_before, layer.error(matrix) / layer.power(), 1e-4 * result.error_before);
   EXPECT_NEAR(result.error_after, layer.error(matrix, result.channel) / layer.power(),
               1e-4 * result.error_after);
@@ -23,7 +23,7 @@ TEST(BiasCompensation, ChannelIsTheBestConstant) {
   const LayerFixture layer(12, 64, 300, 12);
   const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(2, 0)));
   const auto result =
-      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+      compensate(*layer.backend, {.weight = layer.weight, .target = layer.weight, .quantized = matrix, .input = layer.statistics, .reference = nullptr, .kind = Compensation::channel});
   EXPECT_LT(result.error_after, result.error_before);
   const double best = layer.error(matrix, result.channel);
   for (size_t r = 0; r < 3; ++r)
@@ -38,7 +38,7 @@ TEST(BiasCompensation, NoneAddsNothing) {
   const LayerFixture layer(8, 64, 200, 13);
   const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(3, 0)));
   const auto result =
-      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::none);
+      compensate(*layer.backend, {.weight = layer.weight, .target = layer.weight, .quantized = matrix, .input = layer.statistics, .reference = nullptr, .kind = Compensation::none});
   for (float value : result.channel) EXPECT_EQ(value, 0);
   EXPECT_EQ(result.error_before, result.error_after);
 }
@@ -53,7 +53,7 @@ TEST(BiasCompensation, JointBeatsGptqThenChannel) {
       LayerInput input(*layer.backend, activation_curvature(layer.statistics, centred), {}, "layer");
       const AffineMatrix matrix = affine(solve_gptq(*layer.backend, layer.problem(2, 0, &input)));
       const auto result =
-          compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+          compensate(*layer.backend, {.weight = layer.weight, .target = layer.weight, .quantized = matrix, .input = layer.statistics, .reference = nullptr, .kind = Compensation::channel});
       (centred ? joint : channel) += result.error_after;
     }
   }
@@ -71,7 +71,7 @@ TEST(BiasCompensation, PositionRowsAreDeviationsFromTheChannelPart) {
                  {layer.positions.data(), DType::i32, {layer.tokens}});
   const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(2, 0)));
   const auto result =
-      compensate(*layer.backend, layer.weight, matrix, statistics, nullptr, Compensation::position);
+      compensate(*layer.backend, {.weight = layer.weight, .target = layer.weight, .quantized = matrix, .input = statistics, .reference = nullptr, .kind = Compensation::position});
   ASSERT_EQ(result.positions, period);
   double after = 0;
   for (int64_t r = 0; r < layer.out; ++r)
@@ -103,9 +103,9 @@ TEST(BiasCompensation, DriftAddsWhatTheFloatInputsMeansDiffer) {
                 {layer.positions.data(), DType::i32, {layer.tokens}});
   const AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(4, 0)));
   const auto plain =
-      compensate(*layer.backend, layer.weight, matrix, layer.statistics, nullptr, Compensation::channel);
+      compensate(*layer.backend, {.weight = layer.weight, .target = layer.weight, .quantized = matrix, .input = layer.statistics, .reference = nullptr, .kind = Compensation::channel});
   const auto drift =
-      compensate(*layer.backend, layer.weight, matrix, layer.statistics, &reference, Compensation::channel);
+      compensate(*layer.backend, {.weight = layer.weight, .target = layer.weight, .quantized = matrix, .input = layer.statistics, .reference = &reference, .kind = Compensation::channel});
   for (int64_t r = 0; r < layer.out; ++r) {
     double shift = 0;
     for (int64_t i = 0; i < layer.in; ++i) shift += 0.25 * double(layer.weight[size_t(r * layer.in + i)]);

@@ -1,0 +1,33 @@
+#include "engine/nn/tape.h"
+
+namespace ballast::nn {
+
+TensorView Tape::copy(const ForwardContext& context, const TensorView& value) {
+  CHECK(value.contiguous());
+  const OutputView copied = context.workspace.tensor(value.dtype, value.shape);
+  context.backend.copy_to_device(copied.as<void>(), value.data, value.bytes());
+  copied_from_[copied.data] = value;
+  return copied;
+}
+
+OutputView Tape::gradient(const ForwardContext& context, const TensorView& value) {
+  if (const auto source = copied_from_.find(value.data); source != copied_from_.end())
+    return gradient(context, source->second);
+  if (const auto known = gradients_.find(value.data); known != gradients_.end()) {
+    CHECK(known->second.shape == value.shape, known->second.shape.text(), " and ", value.shape.text());
+    return known->second;
+  }
+  const OutputView fresh = context.workspace.floats(value.shape);
+  zeros_.resize(std::max(zeros_.size(), size_t(value.shape.elements())));
+  context.backend.copy_to_device(fresh.as<void>(), zeros_.data(), fresh.bytes());
+  gradients_[value.data] = fresh;
+  return fresh;
+}
+
+void Tape::reverse(const ForwardContext& context) {
+  for (; !steps_.empty(); steps_.pop_back()) steps_.back()(context);
+  gradients_.clear();
+  copied_from_.clear();
+}
+
+}  // namespace ballast::nn

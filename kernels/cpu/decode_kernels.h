@@ -1,0 +1,161 @@
+// Packed weights to f32, one instruction set (see simd.h). A decoded value has the very bits of the canonical
+// form's decode_row; layouts are in kernel_table.h.
+#pragma once
+
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/simd.h"
+
+namespace ballast::BALLAST_ISA {
+
+template <int BITS>
+static void decode_affine(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
+                          float* out) {
+  const int64_t per_group = weight.group_size * 2 * BITS + 3 * kTileRows;
+  for (int64_t k = k0; k < k0 + count;) {
+    const int64_t group = k / weight.group_size;
+    int64_t end = (group + 1) * weight.group_size;
+    if (end > k0 + count) end = k0 + count;
+    const uint8_t* codes = tile + group * per_group;
+    const uint8_t* facts = codes + weight.group_size * 2 * BITS;
+    const F scale = load_half(reinterpret_cast<const uint16_t*>(facts));
+    const F offset = mul(load_bytes(facts + 2 * kTileRows), sub(broadcast(0), scale));
+    codes += (k - group * weight.group_size) * 2 * BITS;
+    // Equals scale · (code − zero): every product here has at most 19 significant bits, so nothing is
+    // rounded.
+#pragma GCC unroll 4
+    for (; k < end; ++k, codes += 2 * BITS, out += kTileRows)
+      store(out, fma(load_codes<BITS>(codes), scale, offset));
+  }
+}
+
+static inline F load_codes_of(int bits, const uint8_t* p) {
+  switch (bits) {
+    case 2:
+      return load_codes<2>(p);
+    case 3:
+      return load_codes<3>(p);
+    case 4:
+      return load_codes<4>(p);
+    default:
+      return load_codes<8>(p);
+  }
+}
+
+// Scale and zero point are no short numbers here, so each operation rounds where the canonical form does:
+// nothing may be fused.
+template <int BITS>
+static void decode_outliers(const TiledWeight& weight, int64_t tile, int64_t k0, int64_t count, float* out) {
+  const int64_t stat_bytes = 2 * weight.stat_bits;
+  const int64_t per_group = weight.group_size * 2 * BITS + 2 * stat_bytes + 8;
+  float* to = out;
+  for (int64_t k = k0; k < k0 + count;) {
+    const int64_t group = k / weight.group_size;
+    int64_t end = (group + 1) * weight.group_size;
+    if (end > k0 + count) end = k0 + count;
+    const uint8_t* codes = weight.data + tile * weight.tile_bytes + group * per_group;
+    const uint8_t* facts = codes + weight.group_size * 2 * BITS;
+    uint16_t stats[4];
+    __builtin_memcpy(stats, facts + 2 * stat_bytes, sizeof stats);
+    const F scale = add(broadcast(half_to_float(stats[0])),
+                        mul(broadcast(half_to_float(stats[1])), load_codes_of(weight.stat_bits, facts)));
+    const F zero =
+        add(broadcast(half_to_float(stats[2])),
+            mul(broadcast(half_to_float(stats[3])), load_codes_of(weight.stat_bits, facts + stat_bytes)));
+    codes += (k - group * weight.group_size) * 2 * BITS;
+#pragma GCC unroll 4
+    for (; k < end; ++k, codes += 2 * BITS, to += kTileRows)
+      store(to, mul(scale, sub(load_codes<BITS>(codes), zero)));
+  }
+  const uint32_t* begin =
+      weight.outlier_begin + tile * ((weight.in_features + kKBlock - 1) / kKBlock) + k0 / kKBlock;
+  for (uint32_t i = begin[0]; i < begin[1]; ++i)
+    out[weight.outliers[i] & 0xFFFFu] = half_to_float(uint16_t(weight.outliers[i] >> 16));
+}
+
+// values[salient][code], 16 rows each; coefficients are added in the canonical form's order.
+static inline void binary_tables(const uint16_t* coefficients, F (*values)[4]) {
+  F c[kBinaryCoefficients];
+  for (int i = 0; i < kBinaryCoefficients; ++i) c[i] = load_half(coefficients + i * kTileRows);
+  const F minus = sub(c[0], c[1]), plus = add(c[0], c[1]);
+  values[1][0] = sub(minus, c[2]);
+  values[1][1] = sub(plus, c[2]);
+  values[1][2] = add(minus, c[2]);
+  values[1][3] = add(plus, c[2]);
+  values[0][0] = sub(c[3], c[4]);
+  values[0][1] = add(c[3], c[4]);
+  values[0][2] = sub(c[5], c[6]);
+  values[0][3] = add(c[5], c[6]);
+}
+
+static void decode_residual_binary(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
+                                   float* out) {
+  constexpr int64_t kFactBytes = kBinaryCoefficients * 2 * kTileRows;
+  constexpr int64_t kCodeBytes = 2 * kTileRows / 8;
+  const int64_t per_block = kFactBytes + kCodeBytes * weight.group_size;
+  for (int64_t k = k0; k < k0 + count;) {
+    const int64_t block = k / weight.group_size;
+    int64_t end = (block + 1) * weight.group_size;
+    if (end > k0 + count) end = k0 + count;
+    const uint8_t* facts = tile + block * per_block;
+    F values[2][4];
+    binary_tables(reinterpret_cast<const uint16_t*>(facts), values);
+    const uint8_t* codes = facts + kFactBytes + (k - block * weight.group_size) * kCodeBytes;
+    for (; k < end; ++k, codes += kCodeBytes, out += kTileRows) {
+      const F* of_code = values[weight.salient[k / 8] >> (k % 8) & 1];
+      uint16_t bits[2];
+      __builtin_memcpy(bits, codes, sizeof bits);
+      store(out, choose(bits[1], choose(bits[0], of_code[3], of_code[2]),
+                        choose(bits[0], of_code[1], of_code[0])));
+    }
+  }
+}
+
+// Weights k0 … k0+count of a tile as f32 [k][16]; f32 tiles are used in place. k0 is a multiple of kKBlock,
+// count at most kKBlock.
+static const float* decode_block(const TiledWeight& weight, int64_t tile_index, int64_t k0, int64_t count,
+                                 float* out) {
+  const uint8_t* tile = weight.data + tile_index * weight.tile_bytes;
+  switch (weight.kind) {
+    case TileKind::f32:
+      return reinterpret_cast<const float*>(tile) + k0 * kTileRows;
+    case TileKind::f16:
+      for (int64_t k = 0; k < count; ++k)
+        store(out + k * kTileRows, load_half(reinterpret_cast<const uint16_t*>(tile) + (k0 + k) * kTileRows));
+      break;
+    case TileKind::bf16:
+      for (int64_t k = 0; k < count; ++k)
+        store(out + k * kTileRows,
+              load_bfloat(reinterpret_cast<const uint16_t*>(tile) + (k0 + k) * kTileRows));
+      break;
+    case TileKind::affine2:
+      decode_affine<2>(weight, tile, k0, count, out);
+      break;
+    case TileKind::affine3:
+      decode_affine<3>(weight, tile, k0, count, out);
+      break;
+    case TileKind::affine4:
+      decode_affine<4>(weight, tile, k0, count, out);
+      break;
+    case TileKind::affine8:
+      decode_affine<8>(weight, tile, k0, count, out);
+      break;
+    case TileKind::outliers2:
+      decode_outliers<2>(weight, tile_index, k0, count, out);
+      break;
+    case TileKind::outliers3:
+      decode_outliers<3>(weight, tile_index, k0, count, out);
+      break;
+    case TileKind::outliers4:
+      decode_outliers<4>(weight, tile_index, k0, count, out);
+      break;
+    case TileKind::outliers8:
+      decode_outliers<8>(weight, tile_index, k0, count, out);
+      break;
+    case TileKind::residual_binary:
+      decode_residual_binary(weight, tile, k0, count, out);
+      break;
+  }
+  return out;
+}
+
+}  // namespace ballast::BALLAST_ISA

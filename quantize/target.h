@@ -1,0 +1,48 @@
+// Asymmetric targets: what a layer should compute when its input has drifted.
+//
+// The layer must reproduce W·x_f (the float model's output) from x_q (the input that the quantized prefix
+// makes). Up to a constant, E‖W·x_f − Q·x_q‖² is the ordinary objective for the weight
+//
+//   W' = W + W·(G − H)·(H + λI)⁻¹,   G = E[x_f x_qᵀ],  H = E[x_q x_qᵀ]
+//
+// A layer that adds to the residual stream h can take back what has gone wrong there as well: its target is
+// W·x_f + h_f − h_q, so that W' gains E[(h_f − h_q) x_qᵀ]·(H + λI)⁻¹.
+//
+// With centred moments and drift-corrected biases this is the least-squares correction of weight and bias
+// together (ridge regression of the float output on [x_q, 1]). Related: Qronos and GPTAQ (arXiv 2504.02692),
+// which spread the same correction over the columns.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "quantize/column_solver.h"
+#include "quantize/statistics.h"
+
+namespace ballast {
+
+/// Moments of one shared input in the two streams, over the same tokens.
+struct InputMoments {
+  Statistics quantized;  ///< of x_q, with second moment
+  Statistics reference;  ///< of x_f, means only; its count is 0 when no reference stream is kept
+  /// f64 [features, features], Σ x_f x_qᵀ; empty when not wanted
+  std::vector<double> cross;
+  /// For a layer that adds to the residual stream: f64 [hidden, features], Σ (h_f − h_q) x_qᵀ; else empty.
+  std::vector<double> residual_cross;
+  std::vector<double> residual_sum;  ///< f64 [hidden], Σ h_f − h_q
+
+  bool has_reference() const { return reference.count > 0; }
+};
+
+struct DriftMoments {
+  std::vector<float> input;     ///< G − H, [features, features]
+  std::vector<float> residual;  ///< E[(h_f − h_q) x_qᵀ], [out_features, features], or empty
+};
+/// Of the centred moments when `centred`.
+DriftMoments drift_moments(const InputMoments& moments, bool centred);
+
+/// W' for one layer of the shared input. `factor`: of H, which also sets λ. Dead columns keep their weights.
+std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,
+                                     const DriftMoments& drift, const InverseFactor& factor);
+
+}  // namespace ballast

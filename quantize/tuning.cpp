@@ -1,0 +1,190 @@
+#include "quantize/tuning.h"
+
+#include <cmath>
+#include <map>
+#include <memory>
+
+#include "engine/nn/backward.h"
+#include "quantize/calibration.h"
+
+namespace ballast {
+namespace {
+
+/// Adam (arXiv 1412.6980, algorithm 1) over one vector of parameters.
+class Adam {
+ public:
+  explicit Adam(size_t size) : first_(size), second_(size) {}
+
+  /// value[i] −= rate · m̂ / (√v̂ + ε)
+  void step(std::vector<float>& values, const std::vector<double>& gradient, double rate, int64_t t) {
+    constexpr double kFirst = 0.9, kSecond = 0.99, kEpsilon = 1e-12;
+    const double c1 = 1 - std::pow(kFirst, double(t)), c2 = 1 - std::pow(kSecond, double(t));
+    for (size_t i = 0; i < values.size(); ++i) {
+      first_[i] = kFirst * first_[i] + (1 - kFirst) * gradient[i];
+      second_[i] = kSecond * second_[i] + (1 - kSecond) * gradient[i] * gradient[i];
+      values[i] -= float(rate * (first_[i] / c1) / (std::sqrt(second_[i] / c2) + kEpsilon));
+    }
+  }
+
+ private:
+  std::vector<double> first_, second_;
+};
+
+/// What is learned of one layer: factors on its scales, and an addition to its bias in units of its outputs' spread.
+class TunedLayer {
+ public:
+  TunedLayer(Backend& backend, nn::Linear& layer, LayerRecord& record)
+      : backend_(backend),
+        layer_(layer),
+        record_(record),
+        matrix_(std::get<AffineMatrix>(record.matrix)),
+        factors_(matrix_.scales.size(), 1.0f),
+        shift_(size_t(matrix_.out_features)),
+        scale_steps_(factors_.size()),
+        bias_steps_(shift_.size()),
+        bias_(record.bias) {
+    bias_.resize(shift_.size());
+  }
+
+  void gather(const TensorView& x, const TensorView& dz) {
+    const int64_t out = matrix_.out_features, in = matrix_.in_features, groups = matrix_.groups();
+    if (spread_ == 0) measure_spread(x);
+    weight_gradient_.assign(size_t(out * in), 0.0);
+    backend_.run(SecondMoment{.a = dz, .b = x, .out = weight_gradient_.data()});
+    scale_gradient_.assign(factors_.size(), 0.0);
+    bias_gradient_.assign(shift_.size(), 0.0);
+    backend_.parallel_for(out, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t column = 0; column < in; ++column) {
+          const int64_t at = row * groups + column / matrix_.group_size;
+          scale_gradient_[size_t(at)] += weight_gradient_[size_t(row * in + column)] * double(matrix_.value(row, column));
+        }
+        for (int64_t t = 0; t < dz.shape[0]; ++t) bias_gradient_[size_t(row)] += double(dz.row(t)[row]) * spread_;
+      }
+    });
+    seen_ = true;
+  }
+
+  void step(double scale_rate, double bias_rate, int64_t t) {
+    if (!seen_) return;
+    scale_steps_.step(factors_, scale_gradient_, scale_rate, t);
+    bias_steps_.step(shift_, bias_gradient_, bias_rate, t);
+    install();
+  }
+
+  /// The layer as it stands, in float.
+  void install() {
+    const int64_t out = matrix_.out_features, in = matrix_.in_features;
+    std::vector<float> weight(size_t(out * in)), bias(bias_);
+    backend_.parallel_for(out, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t column = 0; column < in; ++column)
+          weight[size_t(row * in + column)] =
+              matrix_.value(row, column) *
+              factors_[size_t(row * matrix_.groups() + column / matrix_.group_size)];
+    });
+    for (size_t i = 0; i < bias.size(); ++i) bias[i] += shift_[i] * float(spread_);
+    layer_.weight = Weight::dense(backend_, {weight.data(), DType::f32, {out, in}});
+    layer_.bias = Tensor::from_floats(backend_, bias, {out});
+  }
+
+  void keep() {
+    for (size_t i = 0; i < factors_.size(); ++i) {
+      const float scale = f16_to_f32(matrix_.scales[i]) * std::max(factors_[i], 0.0f);
+      matrix_.scales[i] = f32_to_f16(std::clamp(scale, 0x1p-14f, 65504.0f));
+    }
+    for (size_t i = 0; i < bias_.size(); ++i) bias_[i] += shift_[i] * float(spread_);
+    if (!record_.bias.empty()) record_.bias = bias_;
+  }
+
+ private:
+  // √ of the mean over rows of Σ_j W² E[x_j²]: the outputs' spread were the inputs independent.
+  void measure_spread(const TensorView& x) {
+    const int64_t tokens = x.shape[0], in = matrix_.in_features;
+    std::vector<double> power(size_t(in), 0.0);
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = 0; i < in; ++i) power[size_t(i)] += double(x.row(t)[i]) * double(x.row(t)[i]) / double(tokens);
+    double sum = 0;
+    for (int64_t row = 0; row < matrix_.out_features; ++row)
+      for (int64_t i = 0; i < in; ++i) sum += std::pow(double(matrix_.value(row, i)), 2) * power[size_t(i)];
+    spread_ = std::max(1e-6, std::sqrt(sum / double(matrix_.out_features)));
+  }
+
+  Backend& backend_;
+  nn::Linear& layer_;
+  LayerRecord& record_;
+  AffineMatrix& matrix_;
+  std::vector<float> factors_, shift_;
+  Adam scale_steps_, bias_steps_;
+  std::vector<float> bias_;
+  std::vector<double> weight_gradient_, scale_gradient_, bias_gradient_;
+  double spread_ = 0;
+  bool seen_ = false;
+};
+
+class TuningObserver final : public nn::Observer {
+ public:
+  std::map<const nn::Linear*, TunedLayer> layers;
+
+  void input(const nn::Linear&, const TensorView&) override {}
+  void gradient(const nn::Linear& layer, const TensorView& x, const TensorView& dz) override {
+    if (const auto found = layers.find(&layer); found != layers.end()) found->second.gather(x, dz);
+  }
+};
+
+}  // namespace
+
+TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& tokens,
+                  std::vector<LayerRecord>& records, const TuningOptions& options,
+                  const std::function<void(int64_t done, int64_t all)>& progress) {
+  std::map<std::string, LayerRecord*> by_name;
+  for (LayerRecord& record : records)
+    if (std::holds_alternative<AffineMatrix>(record.matrix)) by_name[record.report.name] = &record;
+  std::vector<std::unique_ptr<nn::Block>> blocks;
+  std::vector<nn::Block*> pointers;
+  TuningObserver observer;
+  for (int64_t index = 0; index < model.facts().layers; ++index) {
+    blocks.push_back(model.make_block(index));
+    pointers.push_back(blocks.back().get());
+    for (const auto& branch : blocks.back()->branches) {
+      std::vector<nn::Linear*> layers = branch->expand();
+      layers.push_back(&branch->contract());
+      for (nn::Linear* layer : layers)
+        if (const auto found = by_name.find(layer->name); found != by_name.end())
+          observer.layers.try_emplace(layer, backend, *layer, *found->second).first->second.install();
+    }
+  }
+
+  HiddenStream stream(backend, model, tokens);
+  const int64_t parts = stream.parts(), all = parts * options.epochs;
+  TuningResult result;
+  int64_t done = 0, early = 0, late = 0;
+  const auto step = [&](const HiddenStream::Part& part) {
+    const nn::ForwardContext& plain = part.context;
+    const int64_t rows = part.hidden.shape[0];
+    const OutputView hidden = plain.workspace.floats(part.hidden.shape);
+    backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
+    for (int64_t index = 0; index < model.facts().layers; ++index) model.block(index).forward(plain, hidden);
+    const OutputView teacher = plain.workspace.floats({rows, model.facts().vocab});
+    model.head(plain, hidden, teacher);
+    const double loss = nn::back_propagate(
+        {plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
+        {model, pointers, part.hidden, nn::distillation_loss(teacher, 1 / float(rows))});
+    const double left = 1 - double(done) / double(all);
+    ++done;
+    for (auto& [layer, tuned] : observer.layers)
+      tuned.step(options.scale_rate * left, options.bias_rate * left, done);
+    const int64_t tenth = std::max<int64_t>(1, parts / 10);
+    if (done <= tenth) result.before += loss, ++early;
+    if (done > all - tenth) result.after += loss, ++late;
+    progress(done, all);
+  };
+  for (int epoch = 0; epoch < options.epochs; ++epoch) stream.for_each_part(nullptr, step);
+  result.before /= double(std::max<int64_t>(1, early));
+  result.after /= double(std::max<int64_t>(1, late));
+  for (auto& [layer, tuned] : observer.layers) tuned.keep();
+  for (int64_t index = 0; index < model.facts().layers; ++index) model.unload_block(index);
+  return result;
+}
+
+}  // namespace ballast

@@ -1,0 +1,34 @@
+// Tuning: after every layer has its codes, scales and biases are moved together by gradient descent on
+// KL(float model ‖ quantized model) over the calibration tokens. Codes, zero points and everything else stay.
+//
+// Only the step sizes are learned, as in EfficientQAT's second phase (arXiv 2407.11062, §3.3), with two differences:
+// the loss is the distance to the float model, so no labels and no text but the calibration's are needed, and biases
+// take part, which is bias compensation by the loss itself.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "quantize/data.h"
+#include "quantize/records.h"
+
+namespace ballast {
+
+struct TuningOptions {
+  int epochs = 0;             ///< passes over the calibration tokens
+  double scale_rate = 2e-3;   ///< Adam's step (arXiv 1412.6980) relative to a scale, falling to 0 at the end
+  double bias_rate = 2e-3;    ///< the same relative to the spread of the layer's outputs
+};
+
+struct TuningResult {
+  double before = 0;  ///< mean KL per token in nats over the first epoch's first tenth
+  double after = 0;   ///< over the last tenth of the last epoch, as the steps saw it
+};
+
+/// `records`: all quantized layers of the blocks, in order; those with a uniform grid and a bias are tuned in place,
+/// scales to binary16 at the end. `model`: the float model; its blocks are loaded beside the quantized ones.
+TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& tokens,
+                  std::vector<LayerRecord>& records, const TuningOptions& options,
+                  const std::function<void(int64_t done, int64_t all)>& progress);
+
+}  // namespace ballast
