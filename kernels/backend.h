@@ -10,9 +10,11 @@
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/factorize.h"
 #include "kernels/ops/gather.h"
+#include "kernels/ops/half_rows.h"
 #include "kernels/ops/layernorm.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/rank_update.h"
+#include "kernels/ops/round_columns.h"
 #include "kernels/ops/second_moment.h"
 
 namespace ballast {
@@ -57,10 +59,13 @@ class Backend {
   virtual void run(const GatherRows& op) = 0;
   virtual void run(const LayerNorm& op) = 0;
   virtual void run(const Attention& op) = 0;
+  virtual void run(const StoreHalfRows& op) = 0;
+  virtual void run(const LoadHalfRows& op) = 0;
   virtual void run(const SecondMoment& op) = 0;
   /// False when h is not positive definite (to working precision) or not finite.
   virtual bool run(const FactorizeInverse& op) = 0;
   virtual void run(const RankUpdate& op) = 0;
+  virtual void run(const RoundColumns& op) = 0;
 
   // Steps back; the rest of the way is SecondMoment and RankUpdate.
   virtual void run(const ActivationBackward& op) = 0;

@@ -16,45 +16,133 @@ bool natural(const std::vector<int32_t>& order) {
   return true;
 }
 
-}  // namespace
-
-InverseFactor factorize(Backend& backend, const Curvature& curvature, const FactorOptions& options,
-                        const std::string& layer) {
-  const int64_t n = curvature.size;
-  const std::vector<double>& h = curvature.h;
-  InverseFactor factor;
-  factor.size = n;
-  factor.dead = curvature.dead;
-  double trace = 0;
-  std::vector<double> diagonal(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    const double value = h[size_t(i * n + i)];
+// diag H with 1 for dead columns. Error when an element is not finite.
+std::vector<double> checked_diagonal(const Curvature& curvature, const std::string& layer) {
+  std::vector<double> diagonal(static_cast<size_t>(curvature.size));
+  for (int64_t i = 0; i < curvature.size; ++i) {
+    const double value = curvature.h[size_t(i * curvature.size + i)];
     if (!std::isfinite(value))
       throw Error(
           str(layer, ": the second moment of input ", i, " is not finite; the model's activations overflow"));
-    diagonal[size_t(i)] = factor.dead[size_t(i)] ? 1 : std::max(value, 0.0);
-    trace += diagonal[size_t(i)];
+    diagonal[size_t(i)] = curvature.dead[size_t(i)] ? 1 : std::max(value, 0.0);
   }
+  return diagonal;
+}
+
+// Puts the weights' columns into solver order.
+void reorder(Backend& backend, const InverseFactor& factor, std::vector<float>& weight) {
+  const int64_t n = factor.size;
+  const bool in_order = natural(factor.order);
+  backend.parallel_for(int64_t(weight.size()) / n, [&](int64_t begin, int64_t end) {
+    std::vector<float> copy(static_cast<size_t>(n));
+    for (int64_t row = begin; row < end; ++row) {
+      float* const w = weight.data() + row * n;
+      if (!in_order) {
+        std::copy_n(w, n, copy.data());
+        for (int64_t i = 0; i < n; ++i) w[i] = copy[size_t(factor.order[size_t(i)])];
+      }
+      // A weight that only ever meets zeros is free: 0 costs nothing and leaves no error to feed back.
+      for (int64_t i = 0; i < n; ++i)
+        if (factor.dead[size_t(factor.order[size_t(i)])]) w[i] = 0;
+    }
+  });
+}
+
+// Blocks end where groups begin, so that a group's grid sees every error fed back so far.
+int64_t end_of_block(const ColumnProblem& problem, int64_t start, int64_t size) {
+  const int64_t stop = std::min(size, start + kBlockColumns);
+  if (!problem.dynamic_groups) return stop;
+  if (problem.group_size > kBlockColumns)
+    return std::min(stop, (start / problem.group_size + 1) * problem.group_size);
+  return stop < size ? stop - stop % problem.group_size : stop;
+}
+
+}  // namespace
+
+void InverseFactor::rows(int64_t first, int64_t count, float* out) const {
+  for (int64_t i = first; i < first + count; ++i)
+    for (int64_t j = first; j < size; ++j)
+      *out++ = j < i ? 0 : u_.empty() ? float(shared_[size_t(i * size + j)]) : u_[size_t(i * size + j)];
+}
+
+void InverseFactor::give_back(Backend& backend, Curvature& curvature) {
+  CHECK(holds_curvature_);
+  u_.resize(shared_.size());
+  backend.parallel_for(size, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = i; j < size; ++j) u_[size_t(i * size + j)] = float(shared_[size_t(i * size + j)]);
+  });
+  mirror_below(backend, shared_, size);
+  for (int64_t i = 0; i < size; ++i) shared_[size_t(i * size + i)] = curvature_diagonal_[size_t(i)];
+  curvature.h = std::move(shared_);
+  shared_.clear();
+  holds_curvature_ = false;
+}
+
+InverseFactor factorize(Backend& backend, Curvature&& curvature, const FactorOptions& options,
+                        const std::string& layer) {
+  const int64_t n = curvature.size;
+  const std::vector<double> diagonal = checked_diagonal(curvature, layer);
+  const double trace = std::accumulate(diagonal.begin(), diagonal.end(), 0.0);
+  InverseFactor factor;
+  factor.size = n;
+  factor.dead = curvature.dead;
   factor.order.resize(size_t(n));
   std::iota(factor.order.begin(), factor.order.end(), 0);
   if (options.act_order)
     std::stable_sort(factor.order.begin(), factor.order.end(),
                      [&](int32_t a, int32_t b) { return diagonal[size_t(a)] > diagonal[size_t(b)]; });
-
-  std::vector<double> u(static_cast<size_t>(n * n));
+  factor.holds_curvature_ = natural(factor.order);
+  std::vector<double>& u = factor.shared_;
+  if (factor.holds_curvature_) {
+    for (int64_t i = 0; i < n; ++i) factor.curvature_diagonal_.push_back(curvature.h[size_t(i * n + i)]);
+    u = std::move(curvature.h);
+    curvature.h.clear();
+  } else {
+    u.resize(size_t(n * n));
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < i; ++j)
+        u[size_t(i * n + j)] =
+            curvature.h[size_t(int64_t(factor.order[size_t(i)]) * n + factor.order[size_t(j)])];
+  }
   for (factor.damping = options.damping;; factor.damping *= 10) {
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = factor.order[size_t(i)];
-      for (int64_t j = 0; j < n; ++j) u[size_t(i * n + j)] = h[size_t(row * n + factor.order[size_t(j)])];
-      u[size_t(i * n + i)] = diagonal[size_t(row)] + factor.damping * trace / double(n);
-    }
-    if (backend.run(FactorizeInverse{.h = u.data(), .size = n})) break;
+    // H is symmetric to begin with; a failed attempt leaves U's part undefined.
+    if (!factor.holds_curvature_ || factor.damping != options.damping) mirror_below(backend, u, n);
+    for (int64_t i = 0; i < n; ++i)
+      u[size_t(i * n + i)] = diagonal[size_t(factor.order[size_t(i)])] + factor.damping * trace / double(n);
+    if (backend.run(FactorizeInverse{.h = u.data(), .size = n})) return factor;
     if (factor.damping >= kLargestDamping)
       throw Error(str(layer, ": the second moment of its inputs is not positive definite even with damping ",
                       factor.damping, "; use more or other calibration text"));
   }
-  factor.u.assign(u.begin(), u.end());
-  return factor;
+}
+
+OutputView ColumnBlock::columns(int64_t first, int64_t last) const {
+  OutputView part(work.as<float>() + first, DType::f32, {work.shape[0], last - first});
+  part.strides[0] = work.strides[0];
+  return part;
+}
+
+TensorView ColumnBlock::factors(int64_t row, int64_t row_end, int64_t first, int64_t last) const {
+  TensorView part(u.row(row - start) + first - start, DType::f32, {row_end - row, last - first});
+  part.strides[0] = u.strides[0];
+  return part;
+}
+
+void ColumnRounder::walk(Backend& backend, const ColumnBlock& block) {
+  const int64_t start = block.start, stop = block.stop, n = block.factor.size;
+  backend.parallel_for(block.work.shape[0], [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* w = block.work.row(row);
+      for (int64_t i = start; i < stop; ++i) {
+        if (block.dynamic_groups && i % block.group_size == 0)
+          start_group(row, i / block.group_size, {w + i, size_t(std::min(block.group_size, n - i))});
+        const float* u = block.u.row(i - start) - start;
+        w[i] = (w[i] - round(row, block.factor.order[size_t(i)], w[i])) / u[i];
+        for (int64_t j = i + 1; j < stop; ++j) w[j] -= w[i] * u[j];
+      }
+    }
+  });
 }
 
 void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem problem,
@@ -62,47 +150,24 @@ void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem 
   const int64_t n = factor.size, rows = problem.rows;
   CHECK(int64_t(problem.weight.size()) == rows * n);
   CHECK(!problem.dynamic_groups || natural(factor.order), "dynamic groups need the natural column order");
-  std::vector<float> work(static_cast<size_t>(rows * n));
-  backend.parallel_for(rows, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t column = factor.order[size_t(i)];
-        // A weight that only ever meets zeros is free: 0 costs nothing and leaves no error to feed back.
-        work[size_t(row * n + i)] =
-            factor.dead[size_t(column)] ? 0.0f : problem.weight[size_t(row * n + column)];
-      }
-  });
-  problem.weight = {};
-  std::vector<float> errors(static_cast<size_t>(rows * kBlockColumns));
+  std::vector<float>& work = problem.weight;
+  reorder(backend, factor, work);
+  std::vector<float> u(size_t(std::min(n, kBlockColumns) * n));
   for (int64_t start = 0; start < n;) {
-    // Blocks end where groups begin, so that a group's grid sees every error fed back so far.
-    int64_t stop = std::min(n, start + kBlockColumns);
-    if (problem.dynamic_groups && problem.group_size > kBlockColumns)
-      stop = std::min(stop, (start / problem.group_size + 1) * problem.group_size);
-    else if (problem.dynamic_groups && stop < n)
-      stop -= stop % problem.group_size;
-    const int64_t width = stop - start;
-    backend.parallel_for(rows, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        float* w = work.data() + row * n;
-        for (int64_t i = start; i < stop; ++i) {
-          if (problem.dynamic_groups && i % problem.group_size == 0)
-            rounder.start_group(row, i / problem.group_size,
-                                {w + i, size_t(std::min(problem.group_size, n - i))});
-          const float* u = factor.u.data() + i * n;
-          const float error = (w[i] - rounder.round(row, factor.order[size_t(i)], w[i])) / u[i];
-          for (int64_t j = i + 1; j < stop; ++j) w[j] -= error * u[j];
-          errors[size_t(row * width + i - start)] = error;
-        }
-      }
-    });
-    if (stop < n) {
-      OutputView rest(work.data() + stop, DType::f32, {rows, n - stop});
-      rest.strides[0] = n;
-      TensorView u(factor.u.data() + start * n + stop, DType::f32, {width, n - stop});
-      u.strides[0] = n;
-      backend.run(RankUpdate{.e = {errors.data(), DType::f32, {rows, width}}, .u = u, .w = rest});
-    }
+    const int64_t stop = end_of_block(problem, start, n), width = stop - start;
+    factor.rows(start, width, u.data());
+    const ColumnBlock block{.start = start,
+                            .stop = stop,
+                            .work = {work.data(), DType::f32, {rows, n}},
+                            .u = {u.data(), DType::f32, {width, n - start}},
+                            .factor = factor,
+                            .group_size = problem.group_size,
+                            .dynamic_groups = problem.dynamic_groups};
+    rounder.walk(backend, block);
+    if (stop < n)
+      backend.run(RankUpdate{.e = block.columns(start, stop),
+                             .u = block.factors(start, stop, stop, n),
+                             .w = block.columns(stop, n)});
     start = stop;
   }
 }

@@ -16,24 +16,58 @@
 
 namespace ballast {
 
-/// U of one shared input, for the columns in `order`.
-struct InverseFactor {
-  int64_t size = 0;
-  std::vector<float> u;        ///< [size, size], upper triangular
-  std::vector<int32_t> order;  ///< order[i]: original column of solver column i
-  std::vector<uint8_t> dead;   ///< by original column: the input is always zero
-  double damping = 0;          ///< the share of mean(diag H) that was needed
-};
-
 struct FactorOptions {
   double damping = 0.01;
   bool act_order = false;  ///< columns by descending diag H
 };
 
+/// U of one shared input, for the columns in `order`.
+class InverseFactor {
+ public:
+  int64_t size = 0;
+  std::vector<int32_t> order;  ///< order[i]: original column of solver column i
+  std::vector<uint8_t> dead;   ///< by original column: the input is always zero
+  double damping = 0;          ///< the share of mean(diag H) that was needed
+
+  /// out: f32 [count, size − first], the rows from `first` on of U, from column `first` on.
+  void rows(int64_t first, int64_t count, float* out) const;
+  double diagonal(int64_t i) const {
+    return u_.empty() ? shared_[size_t(i * size + i)] : double(u_[size_t(i * size + i)]);
+  }
+  /// H, while this factor lives in H's own matrix: U takes the diagonal and what is above it, H keeps the rest.
+  bool holds_curvature() const { return holds_curvature_; }
+  SymmetricView curvature() const { return {shared_.data(), curvature_diagonal_.data(), 1, size}; }
+  /// Gives H back, whole, to the Curvature it came from, and keeps U as f32 in memory of its own.
+  void give_back(Backend& backend, Curvature& curvature);
+
+ private:
+  friend InverseFactor factorize(Backend&, Curvature&&, const FactorOptions&, const std::string&);
+
+  std::vector<double> shared_;              ///< [size, size]; U on and above the diagonal
+  std::vector<double> curvature_diagonal_;  ///< of H
+  bool holds_curvature_ = false;
+  std::vector<float> u_;  ///< [size, size], once H was given back
+};
+
 /// Dead columns get 1 on the diagonal; when H is not positive definite the damping is raised tenfold, up to
-/// 10; then Error naming `layer`. Error as well when a moment is not finite.
-InverseFactor factorize(Backend& backend, const Curvature& curvature, const FactorOptions& options,
+/// 10; then Error naming `layer`. Error as well when a moment is not finite. In the natural column order
+/// curvature.h is moved out: it becomes the factor's matrix.
+InverseFactor factorize(Backend& backend, Curvature&& curvature, const FactorOptions& options,
                         const std::string& layer);
+
+/// Columns [start, stop) of the walk, all rows; `work` holds the columns in solver order.
+struct ColumnBlock {
+  int64_t start, stop;
+  OutputView work;  ///< f32 [rows, size]; earlier errors are fed back into columns from `start` on
+  TensorView u;     ///< f32 [stop − start, size − start]
+  const InverseFactor& factor;
+  int64_t group_size;
+  bool dynamic_groups;
+
+  OutputView columns(int64_t first, int64_t last) const;  ///< of work
+  /// Rows [row, row_end) of the factor, columns [first, last).
+  TensorView factors(int64_t row, int64_t row_end, int64_t first, int64_t last) const;
+};
 
 /// Rounds one weight. `row` and `column` are original indices; `weight` has had earlier errors fed back into
 /// it. Called for one row from one thread in the order of the columns.
@@ -44,6 +78,9 @@ struct ColumnRounder {
   virtual void start_group(int64_t row, int64_t group, std::span<const float> weights) = 0;
   /// Returns the value that was stored.
   virtual float round(int64_t row, int64_t column, float weight) = 0;
+  /// Rounds a whole block and leaves the errors e in its columns. This is the walk by `round`, row by row; a
+  /// method whose rounding is an op runs that instead.
+  virtual void walk(Backend& backend, const ColumnBlock& block);
 };
 
 struct ColumnProblem {

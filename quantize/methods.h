@@ -11,17 +11,29 @@
 
 namespace ballast {
 
-/// The curvature that one or more layers share. Factored at most once.
+/// The curvature that one or more layers share. Factored at most once, in the curvature's own memory unless a
+/// method wants both.
 class LayerInput {
  public:
   LayerInput(Backend& backend, Curvature curvature, const FactorOptions& options, std::string layer)
       : backend_(backend), curvature_(std::move(curvature)), options_(options), layer_(std::move(layer)) {}
 
-  const Curvature& curvature() const { return curvature_; }
+  const Curvature& curvature() {
+    if (factor_ && factor_->holds_curvature()) factor_->give_back(backend_, curvature_);
+    return curvature_;
+  }
   const FactorOptions& options() const { return options_; }
   const InverseFactor& factor() {
-    if (!factor_) factor_ = factorize(backend_, curvature_, options_, layer_);
+    if (!factor_) factor_ = factorize(backend_, std::move(curvature_), options_, layer_);
     return *factor_;
+  }
+  /// E‖Ax‖² for A f32 [rows, size], where the curvature is that of activations.
+  double output_power(std::span<const float> a) const {
+    const SymmetricView view = factor_ && factor_->holds_curvature()
+                                   ? factor_->curvature()
+                                   : symmetric_view(curvature_.h, curvature_.size);
+    const double spread = quadratic_form(backend_, view, a);
+    return curvature_.mean.empty() ? spread : spread + squared_norm(backend_, a, curvature_.mean);
   }
 
  private:

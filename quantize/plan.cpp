@@ -1,7 +1,39 @@
+#include <algorithm>
+
+#include "quantize/calibration.h"
 #include "quantize/output.h"
 #include "quantize/quantizer.h"
 
 namespace ballast {
+
+namespace {
+
+constexpr uint64_t kProgramBytes = uint64_t(32) << 20;  // code, tokenizer and small change
+
+bool keeps_reference(const Recipe& recipe) {
+  return recipe.correct_drift || recipe.asymmetric;
+}
+
+// Hidden states as binary16, and what one pass over a part of them needs: hidden states, their norm, and q, k,
+// v and the attention's output or fc1's; keys and values; the same packed for the products.
+uint64_t stream_bytes(const nn::ModelFacts& facts, const Recipe& recipe, int64_t samples, int64_t length) {
+  const uint64_t streams = keeps_reference(recipe) ? 2 : 1;
+  const uint64_t hidden = uint64_t(facts.hidden), widest = uint64_t(std::max(facts.ffn, 4 * facts.hidden));
+  const uint64_t tokens = uint64_t(samples * length), rows = uint64_t(calibration_part_rows(samples, length));
+  const uint64_t kept = streams == 1 && !recipe.one_pass ? 1 : 0;  // inputs of the contract layer
+  return (streams + kept) * tokens * (2 * hidden + 4) +
+         streams * rows * 4 * (2 * hidden + widest + 2 * hidden) +
+         4 * widest * (std::max<uint64_t>(rows, 1024) + 1024);
+}
+
+// Second moment, curvature and factor share one f64 matrix, unless columns are permuted or a method wants
+// curvature and factor at once. Asymmetric targets need a cross moment and its f32 form.
+uint64_t matrix_bytes_per_element(const Recipe& recipe) {
+  return 8 + (recipe.act_order ? 8 : 0) + (recipe.options.sweeps > 0 ? 8 : 0) +
+         (recipe.asymmetric ? 8 + 4 : 0);
+}
+
+}  // namespace
 
 QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const Recipe& recipe,
                                int64_t samples, int64_t length) {
@@ -15,7 +47,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
     const double group = double(grid.group_size);
-    const double per_weight = grid.bits + (16 + grid.bits) / group;
+    const double per_weight = recipe.target_bits > 0 ? recipe.target_bits : grid.bits + (16 + grid.bits) / group;
     ++plan.modules;
     plan.weights += int64_t(in * out);
     bits += per_weight * in * out;
@@ -51,18 +83,21 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
         }
       }
   }
-  if (recipe.head_bits) {
+  if (recipe.head_bits || recipe.target_bits > 0) {
     const nn::Linear& head = model.lm_head();
-    count(head, recipe.head_grid(head.name, head.in_features()), false);
+    GridOptions grid = recipe.head_grid(head.name, head.in_features());
+    if (!recipe.head_bits) grid.bits = recipe.grid.bits;
+    count(head, grid, false);
   }
   plan.journal_bytes += uint64_t(tokens * 4);
   plan.bits_per_weight = plan.weights > 0 ? bits / double(plan.weights) : 0;
-  const uint64_t streams =
-      uint64_t(tokens) * uint64_t(model.facts().hidden) * 4 * (recipe.correct_drift ? 2 : 1);
-  // Second moment, its damped copy and U; the layer's weights, working copy, difference, codes and products;
-  // one block.
-  plan.peak_memory_bytes = streams + largest_moment * (8 + 8 + 8 + 4) + largest_layer * (4 * 5 + 2) +
-                           2 * block_bytes + uint64_t(model.lm_head().bytes()) + (uint64_t(256) << 20);
+  plan.peak_memory_bytes = stream_bytes(model.facts(), recipe, samples, length) +
+                           largest_moment * matrix_bytes_per_element(recipe) +
+                           // Weights, the walk's copy or the difference, codes and what is being written.
+                           largest_layer * (recipe.asymmetric ? 18 : 10) +
+                           block_bytes * (keeps_reference(recipe) ? 2 : 1) +
+                           uint64_t(model.lm_head().bytes()) +
+                           uint64_t(model.facts().max_positions * model.facts().hidden) * 2 + kProgramBytes;
   return plan;
 }
 

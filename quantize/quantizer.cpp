@@ -11,6 +11,7 @@
 #include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/records.h"
+#include "quantize/source_weight.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
 #include "quantize/tuning.h"
@@ -58,7 +59,7 @@ class Quantizer {
   /// True if none of `layers` is left to be solved: their input need not be seen.
   bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
   void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
-  void quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments, bool in_block);
+  void quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block);
   void gather_block_gradients(int64_t first);
   std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
   LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
@@ -68,17 +69,13 @@ class Quantizer {
   void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
 
-  std::vector<float> float_weight(const nn::Linear& layer) const;
-  OutputView kept_rows(const HiddenStream::Part& part) const {
-    return kept_inputs_.view().rows(part.first_row, part.hidden.shape[0]);
-  }
 
   const QuantizeJob& job_;
   const Method& method_;
   QuantizedOutput output_;
   std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
-  Tensor kept_inputs_;  ///< f32 [rows, width], or empty: inputs of the branch's contract layer
+  StoredRows kept_inputs_;  ///< [rows, width], or empty: inputs of the branch's contract layer
   std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
@@ -161,8 +158,7 @@ InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, boo
   for (int64_t index = 0; index < stream_->parts(); ++index)
     stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
       const TensorView x = input_of(branch, part);
-      if (contract && kept_inputs_)
-        job_.backend.copy_to_device(kept_rows(part).as<void>(), x.data, x.bytes());
+      if (contract && kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, x);
       if (!float_branch) return add(moments, part, x, {});
       reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
         const TensorView x_float = input_of(*float_branch, reference);
@@ -218,8 +214,10 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
 void Quantizer::advance(nn::Branch& branch, nn::Branch* float_branch) {
   if (!stream_) return;
   stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-    if (kept_inputs_) return branch.finish(part.context, kept_rows(part), part.hidden);
-    branch.forward(part.context, part.hidden);
+    if (!kept_inputs_) return branch.forward(part.context, part.hidden);
+    const OutputView u = part.context.workspace.floats({part.hidden.shape[0], kept_inputs_.width()});
+    kept_inputs_.load(job_.backend, part.first_row, u);
+    branch.finish(part.context, u, part.hidden);
   });
   if (float_branch)
     reference_->for_each_part(
@@ -253,7 +251,7 @@ void Quantizer::quantize_block(int64_t index) {
       // Without a reference stream its room holds the contract layer's inputs where they are no wider:
       // attention, the dearest part, then runs once.
       if (contract && !reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
-        kept_inputs_ = Tensor(job_.backend, DType::f32, {stream_->rows(), width});
+        kept_inputs_ = StoredRows(job_.backend, stream_->rows(), width);
       quantize_layers(layers,
                       job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)])
                                            : gather(branch, float_branch, contract),
@@ -261,7 +259,7 @@ void Quantizer::quantize_block(int64_t index) {
       reference_moved |= contract;
     }
     advance(branch, reference_moved ? nullptr : float_branch);
-    kept_inputs_ = Tensor();
+    kept_inputs_ = StoredRows();
   }
 }
 
@@ -278,7 +276,7 @@ void Quantizer::quantize_head() {
         add(moments, part, x, job_.model.head_input(reference.context, reference.hidden));
       });
     });
-  quantize_layers({&head}, moments, false);
+  quantize_layers({&head}, std::move(moments), false);
 }
 
 // Gradients are taken where the quantized prefix ends, of the block and all behind it in float.
@@ -308,8 +306,10 @@ std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) cons
   const auto add = [&](const ExtendedMoment& moment) {
     inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
   };
-  if (job_.recipe.curvature == CurvatureKind::output_adaptive) add(gradients->output_adaptive);
-  else for (const ExtendedMoment& moment : gradients->guided) add(moment);
+  if (job_.recipe.curvature == CurvatureKind::output_adaptive)
+    add(gradients->output_adaptive);
+  else
+    for (const ExtendedMoment& moment : gradients->guided) add(moment);
   return inputs;
 }
 
@@ -324,8 +324,8 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
   std::optional<LayerSolution> all;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = group * rows / groups, last = (group + 1) * rows / groups;
-    problem.weight = weight.subspan(size_t(first * problem.in_features),
-                                    size_t((last - first) * problem.in_features));
+    problem.weight =
+        weight.subspan(size_t(first * problem.in_features), size_t((last - first) * problem.in_features));
     problem.out_features = last - first;
     problem.input = &inputs[size_t(group)];
     LayerSolution part = method_.solve(job_.backend, problem);
@@ -339,14 +339,16 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
   return std::move(*all);
 }
 
-void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, const InputMoments& moments,
-                                bool in_block) {
+void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
   const bool centred = job_.recipe.compensation == Compensation::joint;
-  LayerInput shared(job_.backend, activation_curvature(moments.quantized, centred),
+  std::optional<DriftMoments> drift;
+  if (job_.recipe.asymmetric) {
+    drift = drift_moments(moments, centred);
+    moments.cross = moments.residual_cross = {};
+  }
+  LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
-  std::optional<DriftMoments> drift;
-  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
   for (nn::Linear* layer : layers) {
     if (settled({layer}, in_block)) {
       install_settled({layer}, in_block);
@@ -389,33 +391,12 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
   job_.progress(progress_);
 }
 
-std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
-  std::vector<float> weight;
-  if (has_quantized_weight(job_.source, layer.name)) {
-    const QuantizedMatrix matrix =
-        read_quantized(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(size_t(layer.out_features() * layer.in_features()));
-    for (int64_t row = 0; row < layer.out_features(); ++row)
-      decode_row(matrix, row, weight.data() + row * layer.in_features());
-  } else {
-    const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
-    weight = job_.source.floats(tensor);
-    job_.source.release(tensor);
-  }
-  for (size_t i = 0; i < weight.size(); ++i)
-    if (!std::isfinite(weight[i]))
-      throw Error(str(layer.name, ".weight: element [", int64_t(i) / layer.in_features(), ", ",
-                      int64_t(i) % layer.in_features(), "] is ", weight[i],
-                      "; a model with non-finite weights cannot be quantized"));
-  return weight;
-}
-
 LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                              const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid = grid_of(layer, in_block);
-  const std::vector<float> weight = float_weight(layer);
+  const std::vector<float> weight = source_weight(job_.source, layer);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;
@@ -441,7 +422,8 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
                                 .input = moments.quantized,
                                 .reference = moments.has_reference() ? &moments.reference : nullptr,
                                 .residual_drift = residual_drift,
-                                .kind = job_.recipe.compensation});
+                                .kind = job_.recipe.compensation,
+                                .power = [&](std::span<const float> a) { return shared.output_power(a); }});
   LayerRecord record{.report = {.name = layer.name,
                                 .out_features = layer.out_features(),
                                 .in_features = in,
@@ -473,8 +455,8 @@ void Quantizer::install(nn::Linear& layer, LayerRecord record, bool in_block) {
     layer.weight = Weight::quantized(job_.backend, record.matrix);
     if (!record.bias.empty()) layer.bias = Tensor::from_floats(job_.backend, record.bias, {out});
     if (!record.positions.empty())
-      layer.position_bias = Tensor::from_floats(job_.backend, record.positions,
-                                                {int64_t(record.positions.size()) / out, out});
+      layer.position_bias =
+          Tensor::from_floats(job_.backend, record.positions, {int64_t(record.positions.size()) / out, out});
   }
   if (in_block && job_.recipe.tune_epochs > 0) {
     untuned_.push_back(std::move(record));

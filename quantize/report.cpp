@@ -30,6 +30,7 @@ nlohmann::json QuantizeReport::json() const {
                     {"seconds", layer.seconds}});
   return {{"method", recipe.method},
           {"bits", recipe.grid.bits},
+          {"target_bits", recipe.target_bits},
           {"group_size", recipe.grid.group_size},
           {"symmetric", recipe.grid.symmetric},
           {"compensation", name_of(recipe.compensation)},

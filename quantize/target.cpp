@@ -1,5 +1,7 @@
 #include "quantize/target.h"
 
+#include <algorithm>
+
 namespace ballast {
 namespace {
 
@@ -15,6 +17,31 @@ std::vector<float> product(Backend& backend, std::span<const float> rows, std::s
   return out;
 }
 
+// rows · (H + λI)⁻¹ = rows · Uᵀ · U, in solver order: some rows of U at a time, and of those only what is not
+// zero.
+std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, const InverseFactor& factor) {
+  constexpr int64_t kPanel = 128;
+  const int64_t n = factor.size, count = int64_t(rows.size()) / n;
+  std::vector<float> out(rows.size()), panel(size_t(kPanel * n)), transposed(size_t(kPanel * n));
+  std::vector<float> part(size_t(count * kPanel));
+  for (int64_t first = 0; first < n; first += kPanel) {
+    const int64_t width = std::min(kPanel, n - first), right = n - first;
+    factor.rows(first, width, panel.data());
+    for (int64_t i = 0; i < width; ++i)
+      for (int64_t j = 0; j < right; ++j) transposed[size_t(j * width + i)] = panel[size_t(i * right + j)];
+    TensorView from(rows.data() + first, DType::f32, {count, right});
+    OutputView to(out.data() + first, DType::f32, {count, right});
+    from.strides[0] = to.strides[0] = n;
+    const OutputView products(part.data(), DType::f32, {count, width});
+    std::fill(part.begin(), part.end(), 0.0f);
+    backend.run(RankUpdate{
+        .e = from, .u = {transposed.data(), DType::f32, {right, width}}, .w = products, .add = true});
+    backend.run(
+        RankUpdate{.e = products, .u = {panel.data(), DType::f32, {width, right}}, .w = to, .add = true});
+  }
+  return out;
+}
+
 }  // namespace
 
 DriftMoments drift_moments(const InputMoments& moments, bool centred) {
@@ -22,8 +49,7 @@ DriftMoments drift_moments(const InputMoments& moments, bool centred) {
   CHECK(int64_t(moments.cross.size()) == n * n && moments.has_reference());
   const double scale = 1 / double(moments.quantized.count);
   const std::vector<double> mean = moments.quantized.mean(), float_mean = moments.reference.mean();
-  DriftMoments drift{std::vector<float>(size_t(n * n)),
-                     std::vector<float>(moments.residual_cross.size())};
+  DriftMoments drift{std::vector<float>(size_t(n * n)), std::vector<float>(moments.residual_cross.size())};
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) {
       const size_t at = size_t(i * n + j);
@@ -47,15 +73,12 @@ std::vector<float> asymmetric_target(Backend& backend, std::span<const float> we
     CHECK(drift.residual.size() == correlated.size());
     for (size_t i = 0; i < correlated.size(); ++i) correlated[i] += drift.residual[i];
   }
-  std::vector<float> ordered(correlated.size()), transposed(factor.u.size());
+  std::vector<float> ordered(correlated.size());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < n; ++i)
       ordered[size_t(r * n + i)] = correlated[size_t(r * n + factor.order[size_t(i)])];
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = i; j < n; ++j) transposed[size_t(j * n + i)] = factor.u[size_t(i * n + j)];
-  // (H + λI)⁻¹ = Uᵀ·U
-  const std::vector<float> shift =
-      product(backend, product(backend, ordered, transposed, n), factor.u, n);
+  correlated = {};
+  const std::vector<float> shift = times_inverse(backend, ordered, factor);
   std::vector<float> target(weight.begin(), weight.end());
   for (int64_t i = 0; i < n; ++i) {
     const int64_t column = factor.order[size_t(i)];

@@ -55,9 +55,12 @@ class CpuBackend final : public Backend {
   void run(const GatherRows& op) override;
   void run(const LayerNorm& op) override;
   void run(const Attention& op) override;
+  void run(const StoreHalfRows& op) override;
+  void run(const LoadHalfRows& op) override;
   void run(const SecondMoment& op) override;
   bool run(const FactorizeInverse& op) override;
   void run(const RankUpdate& op) override;
+  void run(const RoundColumns& op) override;
   void run(const ActivationBackward& op) override;
   void run(const LayerNormBackward& op) override;
   void run(const AttentionBackward& op) override;

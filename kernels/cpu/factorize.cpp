@@ -1,96 +1,166 @@
 #include "kernels/ops/factorize.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/strips.h"
 
 namespace ballast {
 namespace {
 
-constexpr int64_t kBlock = 64;
+// Rows dealt to the threads in turn: all rows of a triangle are of different lengths.
+constexpr int64_t kRowsAtOnce = kUpdateRows<double>;
 
-// In place on the block [first, last)²: H = R·Rᵀ with R upper triangular, from the last column to the first.
-bool factor_diagonal(double* h, int64_t size, int64_t first, int64_t last) {
-  for (int64_t j = last - 1; j >= first; --j) {
-    double pivot = h[j * size + j];
-    for (int64_t k = j + 1; k < last; ++k) pivot -= h[j * size + k] * h[j * size + k];
-    if (!(pivot > 0) || !std::isfinite(pivot)) return false;
-    const double root = std::sqrt(pivot);
-    h[j * size + j] = root;
-    for (int64_t i = first; i < j; ++i) {
-      double value = h[i * size + j];
-      for (int64_t k = j + 1; k < last; ++k) value -= h[i * size + k] * h[j * size + k];
-      h[i * size + j] = value / root;
-    }
+/// The matrix of one call, cut into squares of kSquare on its diagonal.
+class Factorization {
+ public:
+  Factorization(const KernelTable& kernels, ThreadPool& pool, double* h, int64_t size)
+      : kernels_(kernels),
+        pool_(pool),
+        h_(h),
+        n_(size),
+        scratch_(size_t(pool.threads() * kUpdateRows<double> * kTermBlock)) {}
+
+  bool run() {
+    inverses_.resize(size_t((n_ + kSquare - 1) / kSquare * kSquare * kSquare));
+    for (int64_t first = (n_ - 1) / kSquare * kSquare; first >= 0; first -= kSquare)
+      if (!factor_columns(first)) return false;
+    for (int64_t first = 0; first < n_; first += kSquare) invert_columns(first);
+    return true;
   }
+
+ private:
+  int64_t width(int64_t first) const { return std::min(kSquare, n_ - first); }
+  double* inverse(int64_t first) { return inverses_.data() + first * kSquare; }
+  bool factor_columns(int64_t first);
+  void invert_columns(int64_t first);
+  /// strips_ from `source` [depth, columns], or from its transpose.
+  void fill_strips(const double* source, int64_t stride, int64_t depth, int64_t columns, bool transposed);
+  /// task.out −= task.a · strips_ for rows [0, rows), out and a beginning at row 0 of h.
+  void update(UpdateTask<double> task, int64_t rows);
+  template <class Body>
+  void deal_rows(int64_t rows, Body&& body);
+
+  const KernelTable& kernels_;
+  ThreadPool& pool_;
+  double* h_;
+  int64_t n_;
+  std::vector<double> inverses_;  ///< R[J, J]⁻¹ of every square, [kSquare][kSquare]
+  std::vector<double> strips_;
+  std::vector<double> scratch_;  ///< of update_f64, for every thread
+};
+
+void Factorization::fill_strips(const double* source, int64_t stride, int64_t depth, int64_t columns,
+                                bool transposed) {
+  const int64_t lanes = kernels_.double_strip, strips = (columns + lanes - 1) / lanes;
+  strips_.resize(size_t(strips * depth * lanes));
+  pool_.parallel(strips, [&](int, int64_t begin, int64_t end) {
+    for (int64_t strip = begin; strip < end; ++strip) {
+      const int64_t column = strip * lanes, width = std::min(lanes, columns - column);
+      double* out = strips_.data() + strip * depth * lanes;
+      if (transposed) {
+        fill_strip_transposed(source, stride, depth, column, width, lanes, out);
+      } else {
+        fill_strip(source, stride, depth, column, width, lanes, out);
+      }
+    }
+  });
+}
+
+template <class Body>
+void Factorization::deal_rows(int64_t rows, Body&& body) {
+  const int64_t threads = pool_.threads();
+  pool_.parallel(threads, [&](int thread, int64_t begin, int64_t end) {
+    double* scratch = scratch_.data() + thread * kUpdateRows<double> * kTermBlock;
+    for (int64_t share = begin; share < end; ++share)
+      for (int64_t row = share * kRowsAtOnce; row < rows; row += threads * kRowsAtOnce)
+        body(row, std::min(kRowsAtOnce, rows - row), scratch);
+  });
+}
+
+void Factorization::update(UpdateTask<double> task, int64_t rows) {
+  task.b = strips_.data();
+  deal_rows(rows, [&](int64_t row, int64_t count, double* scratch) {
+    UpdateTask<double> mine = task;
+    mine.a += row * n_;
+    mine.out += row * n_;
+    mine.rows = count, mine.scratch = scratch;
+    mine.diagonal += row;
+    kernels_.update_f64(mine);
+  });
+}
+
+// Left-looking: the columns first lose the products of all columns right of them. With R[J, J]⁻¹ the rest of
+// the columns is a product, too: R[<J, J] = H[<J, J]·R[J, J]⁻ᵀ.
+bool Factorization::factor_columns(int64_t first) {
+  const int64_t size = width(first), last = first + size, right = n_ - last;
+  std::vector<double> square(kSquare * kSquare);
+  for (int64_t i = 0; i < size; ++i)
+    std::copy_n(h_ + (first + i) * n_ + first + i, size - i, square.data() + i * kSquare + i);
+  if (right > 0) {
+    fill_strips(h_ + first * n_ + last, n_, right, size, true);
+    UpdateTask<double> task{
+        .a = h_ + last, .a_stride = n_, .b = strips_.data(), .rank = right, .columns = size, .diagonal = -n_};
+    const auto update_rows = [&](int64_t row, int64_t end, double* out, int64_t stride, double* scratch) {
+      if (row >= end) return;
+      UpdateTask<double> mine = task;
+      mine.a += row * n_, mine.rows = end - row;
+      mine.out = out, mine.out_stride = stride, mine.scratch = scratch;
+      kernels_.update_f64(mine);
+    };
+    // The rows of the square go to its copy: below the diagonal h is not ours.
+    deal_rows(last, [&](int64_t row, int64_t count, double* scratch) {
+      const int64_t end = row + count, middle = std::clamp(first, row, end);
+      update_rows(row, middle, h_ + row * n_ + first, n_, scratch);
+      update_rows(middle, end, square.data() + (middle - first) * kSquare, kSquare, scratch);
+    });
+  }
+  if (!kernels_.factor_square(square.data(), size)) return false;
+  kernels_.invert_square(square.data(), size, inverse(first));
+  for (int64_t i = 0; i < size; ++i)
+    std::copy_n(square.data() + i * kSquare + i, size - i, h_ + (first + i) * n_ + first + i);
+  fill_strips(inverse(first), kSquare, size, size, true);
+  update({.a = h_ + first,
+          .a_stride = n_,
+          .rank = size,
+          .columns = size,
+          .add = true,
+          .fresh = true,
+          .diagonal = -n_,
+          .out = h_ + first,
+          .out_stride = n_},
+         first);
   return true;
+}
+
+// U[:, J] = −U[:, <J]·R[<J, J]·R[J, J]⁻¹, and R[J, J]⁻¹ itself on the diagonal.
+void Factorization::invert_columns(int64_t first) {
+  const int64_t size = width(first);
+  const double* factor = inverse(first);
+  UpdateTask<double> task{.a = h_ + first,
+                          .a_stride = n_,
+                          .rank = size,
+                          .columns = size,
+                          .add = true,
+                          .fresh = true,
+                          .diagonal = -n_,
+                          .out = h_ + first,
+                          .out_stride = n_};
+  fill_strips(factor, kSquare, size, size, false);
+  update(task, first);
+  fill_strips(h_ + first, n_, first, size, false);
+  task.a = h_, task.rank = first, task.add = false, task.diagonal = 0;
+  update(task, first);
+  for (int64_t i = 0; i < size; ++i)
+    std::copy_n(factor + i * kSquare + i, size - i, h_ + (first + i) * n_ + first + i);
 }
 
 }  // namespace
 
-// Left-looking over column blocks from the right: block column J first loses the products of the columns
-// right of it, then is factored. The inverse U = R⁻¹ follows by block columns from the left: U[:, J] = −U[:,
-// <J]·R[<J, J]·R[J, J]⁻¹.
 bool CpuBackend::run(const FactorizeInverse& op) {
   op.check();
-  const int64_t n = op.size;
-  double* h = op.h;
-  std::vector<double> transposed;
-  for (int64_t last = n; last > 0;) {
-    const int64_t first = std::max<int64_t>(0, last - kBlock), width = last - first, right = n - last;
-    // Rᵀ of rows [first, last), columns right of the block: [right][width].
-    transposed.resize(size_t(right * width));
-    for (int64_t k = 0; k < right; ++k)
-      for (int64_t j = 0; j < width; ++j) transposed[size_t(k * width + j)] = h[(first + j) * n + last + k];
-    pool_.parallel(last, [&](int, int64_t begin, int64_t end) {
-      kernels_.update_f64(h + begin * n + last, n, transposed.data(), width, right, end - begin, width,
-                          h + begin * n + first, n);
-    });
-    if (!factor_diagonal(h, n, first, last)) return false;
-    pool_.parallel(first, [&](int, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t j = last - 1; j >= first; --j) {
-          double value = h[i * n + j];
-          for (int64_t k = j + 1; k < last; ++k) value -= h[i * n + k] * h[j * n + k];
-          h[i * n + j] = value / h[j * n + j];
-        }
-    });
-    last = first;
-  }
-  for (int64_t i = 0; i < n; ++i) std::fill(h + i * n, h + i * n + i, 0.0);
-
-  std::vector<double> column, inverse;
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t last = std::min(n, first + kBlock), width = last - first;
-    // Inverse of the diagonal block.
-    inverse.assign(size_t(width * width), 0.0);
-    for (int64_t j = 0; j < width; ++j) {
-      inverse[size_t(j * width + j)] = 1 / h[(first + j) * n + first + j];
-      for (int64_t i = j - 1; i >= 0; --i) {
-        double value = 0;
-        for (int64_t k = i + 1; k <= j; ++k)
-          value -= h[(first + i) * n + first + k] * inverse[size_t(k * width + j)];
-        inverse[size_t(i * width + j)] = value / h[(first + i) * n + first + i];
-      }
-    }
-    // R[<J, J]·R[J, J]⁻¹, negated by update_f64; then U[<J, <J] times it.
-    column.assign(size_t(first * width), 0.0);
-    pool_.parallel(first, [&](int, int64_t begin, int64_t end) {
-      kernels_.update_f64(h + begin * n + first, n, inverse.data(), width, width, end - begin, width,
-                          column.data() + begin * width, width);
-    });
-    for (double& value : column) value = -value;
-    pool_.parallel(first, [&](int, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) std::fill(h + i * n + first, h + i * n + last, 0.0);
-      kernels_.update_f64(h + begin * n, n, column.data(), width, first, end - begin, width,
-                          h + begin * n + first, n);
-    });
-    for (int64_t i = 0; i < width; ++i)
-      for (int64_t j = 0; j < width; ++j) h[(first + i) * n + first + j] = inverse[size_t(i * width + j)];
-  }
-  return true;
+  return Factorization(kernels_, pool_, op.h, op.size).run();
 }
 
 }  // namespace ballast

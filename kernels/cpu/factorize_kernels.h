@@ -1,60 +1,43 @@
-// The f64 product inside the factorization, one instruction set (see simd.h). Products and differences are
-// rounded separately, so every instruction set gives the same bits.
+// The squares on the factorization's diagonal, one instruction set (see simd.h).
 #pragma once
 
-#include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/update_kernels.h"
 
 namespace ballast::BALLAST_ISA {
 
-// One register of doubles; eight columns are a fixed number of them. (One 64-byte vector type for all would
-// do, but compilers keep it in memory where registers are narrower.)
-#if defined(BALLAST_AVX512)
-inline constexpr int kDoubleBytes = 64;
-#elif defined(BALLAST_AVX2)
-inline constexpr int kDoubleBytes = 32;
-#else
-inline constexpr int kDoubleBytes = 16;
-#endif
-inline constexpr int kVectors = 64 / kDoubleBytes;
-inline constexpr int kDoubles = kDoubleBytes / 8;
-typedef double D __attribute__((vector_size(kDoubleBytes), aligned(8), may_alias));
-
-// ROWS x 8 elements of out in registers.
-template <int ROWS>
-static inline void update_block(const double* a, int64_t a_stride, const double* b, int64_t b_stride,
-                                int64_t rank, double* out, int64_t out_stride) {
-  D sums[ROWS][kVectors];
-  for (int i = 0; i < ROWS; ++i)
-    for (int v = 0; v < kVectors; ++v)
-      sums[i][v] = *reinterpret_cast<const D*>(out + i * out_stride + v * kDoubles);
-  for (int64_t r = 0; r < rank; ++r) {
-    D row[kVectors];
-    for (int v = 0; v < kVectors; ++v) row[v] = *reinterpret_cast<const D*>(b + r * b_stride + v * kDoubles);
-    for (int i = 0; i < ROWS; ++i)
-      for (int v = 0; v < kVectors; ++v) sums[i][v] -= a[i * a_stride + r] * row[v];
-  }
-  for (int i = 0; i < ROWS; ++i)
-    for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<D*>(out + i * out_stride + v * kDoubles) = sums[i][v];
+// Row `to` of kSquare columns, from the vector that holds column `from` on: to −= a · row.
+static inline void subtract_row(double a, const double* row, int64_t from, double* to) {
+  for (int64_t k = from / kVectorLanes<double> * kVectorLanes<double>; k < kSquare; k += kVectorLanes<double>)
+    *reinterpret_cast<D*>(to + k) =
+        plus_product(-a, *reinterpret_cast<const D*>(row + k), *reinterpret_cast<const D*>(to + k));
 }
 
-static void update_f64(const double* a, int64_t a_stride, const double* b, int64_t b_stride, int64_t rank,
-                       int64_t rows, int64_t columns, double* out, int64_t out_stride) {
-  int64_t j = 0;
-  for (; j + 8 <= columns; j += 8) {
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4)
-      update_block<4>(a + i * a_stride, a_stride, b + j, b_stride, rank, out + i * out_stride + j,
-                      out_stride);
-    for (; i < rows; ++i)
-      update_block<1>(a + i * a_stride, a_stride, b + j, b_stride, rank, out + i * out_stride + j,
-                      out_stride);
+// In place on the upper triangle of a square: H = R·Rᵀ with R upper triangular, from the last column to the
+// first. What is below the diagonal is scratch.
+static bool factor_square(double* h, int64_t size) {
+  double column[kSquare];
+  for (int64_t j = size - 1; j >= 0; --j) {
+    const double pivot = h[j * kSquare + j];
+    if (!(pivot > 0) || pivot > 1.7976931348623157e308) return false;
+    const double root = __builtin_sqrt(pivot);
+    for (int64_t k = 0; k < kSquare; ++k) column[k] = 0;
+    for (int64_t i = 0; i < j; ++i) h[i * kSquare + j] = column[i] = h[i * kSquare + j] / root;
+    h[j * kSquare + j] = root;
+    for (int64_t i = 0; i < j; ++i) subtract_row(column[i], column, i, h + i * kSquare);
   }
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t tail = j; tail < columns; ++tail)
-      for (int64_t r = 0; r < rank; ++r)
-        out[i * out_stride + tail] -= a[i * a_stride + r] * b[r * b_stride + tail];
+  return true;
+}
+
+// inverse = R⁻¹ for the upper triangle of a square; zeros below the diagonal.
+static void invert_square(const double* r, int64_t size, double* inverse) {
+  for (int64_t i = size - 1; i >= 0; --i) {
+    double* row = inverse + i * kSquare;
+    for (int64_t k = 0; k < kSquare; ++k) row[k] = 0;
+    for (int64_t k = i + 1; k < size; ++k) subtract_row(r[i * kSquare + k], inverse + k * kSquare, k, row);
+    const double pivot = r[i * kSquare + i];
+    for (int64_t k = i + 1; k < size; ++k) row[k] = row[k] / pivot;
+    row[i] = 1 / pivot;
+  }
 }
 
 }  // namespace ballast::BALLAST_ISA

@@ -3,15 +3,33 @@
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/factorize_kernels.h"
 #include "kernels/cpu/gradient_kernels.h"
+#include "kernels/cpu/half_rows_kernels.h"
 #include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/round_columns_kernels.h"
 
 namespace ballast {
 
 const KernelTable& scalar_kernels() {
   using namespace BALLAST_ISA;
-  static const KernelTable table = {
-      "scalar", kTokenBlock, linear,  decode_row,       layernorm,         append,
-      attend,   update_f64,  softmax, softmax_backward, layernorm_backward};
+  static const KernelTable table = {.name = "scalar",
+                                    .token_block = kTokenBlock,
+                                    .linear = linear,
+                                    .decode_row = decode_row,
+                                    .layernorm = layernorm,
+                                    .append = append,
+                                    .attend = attend,
+                                    .float_strip = kStrip<float>,
+                                    .double_strip = kStrip<double>,
+                                    .update_f32 = update_f32,
+                                    .update_f64 = update_f64,
+                                    .factor_square = factor_square,
+                                    .invert_square = invert_square,
+                                    .round_columns = round_columns,
+                                    .store_half_row = store_half_row,
+                                    .load_half_row = load_half_row,
+                                    .softmax = softmax,
+                                    .softmax_backward = softmax_backward,
+                                    .layernorm_backward = layernorm_backward};
   return table;
 }
 

@@ -87,6 +87,37 @@ struct AttentionTask {
   float* scratch;  ///< attention_scratch_floats(past + rows, head_dim)
 };
 
+/// out[i][j] −= Σ_r a[i][r] · b[r][j], i < rows, j < columns: one chain of fused multiply-adds per element, r
+/// ascending.
+template <class T>
+struct UpdateTask {
+  const T* a;  ///< [rows][rank], rows a_stride apart
+  int64_t a_stride;
+  const T* b;  ///< [columns / strip][rank][strip], missing columns zero; strip: KernelTable::…_strip
+  int64_t rank, rows, columns;
+  bool add;          ///< += instead
+  bool fresh;        ///< out counts as 0; then out may be a, where rank is at most kTermBlock
+  int64_t diagonal;  ///< a[i][r] counts as 0 for r < i + diagonal
+  T* out;
+  int64_t out_stride;
+  T* scratch;  ///< kUpdateScratchBytes
+};
+
+/// Up to kTileRows rows of one RoundColumns; pointers are at their first row.
+struct ColumnTask {
+  float* w;
+  int64_t w_stride, rows, width;
+  const float* u;
+  int64_t u_stride;
+  const float *scales, *zero_points;
+  int64_t group_stride;
+  const int32_t* groups;
+  uint8_t* codes;
+  int64_t code_stride;
+  float max_code;
+  float* scratch;  ///< 2 · width · kTileRows
+};
+
 /// One row of LayerNormBackward.
 struct LayerNormBackwardTask {
   const float* x;
@@ -111,15 +142,33 @@ struct KernelTable {
   void (*append)(const AttentionTask& task, int64_t head);
   /// Attends query rows [first, last) of one head.
   void (*attend)(const AttentionTask& task, int64_t head, int64_t first, int64_t last);
-  /// out[i][j] -= Σ_r a[i][r] · b[r][j] in f64, i < rows, j < columns: inner loop of the factorization.
-  void (*update_f64)(const double* a, int64_t a_stride, const double* b, int64_t b_stride, int64_t rank,
-                     int64_t rows, int64_t columns, double* out, int64_t out_stride);
+  int64_t float_strip, double_strip;  ///< columns of UpdateTask::b that lie side by side
+  void (*update_f32)(const UpdateTask<float>& task);
+  void (*update_f64)(const UpdateTask<double>& task);
+  /// Squares are [kSquare][kSquare], of which `size` rows and columns are used. H = R·Rᵀ in place, R upper
+  /// triangular, what is below the diagonal is scratch; false when H is not positive definite or not finite.
+  bool (*factor_square)(double* h, int64_t size);
+  /// inverse = R⁻¹, zeros below the diagonal; reads R's upper triangle.
+  void (*invert_square)(const double* r, int64_t size, double* inverse);
+  void (*round_columns)(const ColumnTask& task);
+  /// One row of ops/half_rows.h; returns its scale.
+  float (*store_half_row)(const float* x, int64_t width, uint16_t* halves);
+  void (*load_half_row)(const uint16_t* halves, float scale, int64_t width, float* x);
   /// In place, row[i] -> exp(row[i] − max); returns 1 / Σ. The row reaches to a whole number of vectors, whose
   /// lanes beyond count become 0.
   float (*softmax)(float* row, int64_t count);
   void (*softmax_backward)(float* scores, int64_t count, float scale, float* d);
   void (*layernorm_backward)(const LayerNormBackwardTask& task);
 };
+
+/// Terms of an update's sums between two stores of the result, and room for that many terms of some rows of a.
+inline constexpr int64_t kTermBlock = 256;
+inline constexpr int64_t kUpdateScratchBytes = 96 * kTermBlock * int64_t(sizeof(float));
+/// Rows that share the loads of b.
+template <class T>
+inline constexpr int64_t kUpdateRows = kUpdateScratchBytes / (kTermBlock * int64_t(sizeof(T)));
+/// Columns that the factorization finishes together.
+inline constexpr int64_t kSquare = 128;
 
 constexpr int64_t linear_scratch_floats() {
   return kMaxTilesAtOnce * kKBlock * kTileRows + kMaxTilesAtOnce * kTokenChunk * kTileRows;

@@ -1,4 +1,3 @@
-// Linear layers, and the quantizer's dense products through the same inner loop.
 #include "kernels/ops/linear.h"
 
 #include <algorithm>
@@ -79,85 +78,6 @@ void CpuBackend::run(const Linear<SparseOutlierView>& op) {
 }
 void CpuBackend::run(const Linear<ResidualBinaryView>& op) {
   run_linear(op);
-}
-
-void CpuBackend::run(const RankUpdate& op) {
-  op.check();
-  const int64_t rows = op.e.shape[0], rank = op.e.shape[1], columns = op.u.shape[1];
-  if (rows == 0 || rank == 0 || columns == 0) return;
-  float* x_blocks = blocks_.floats(rows * rank);
-  pack_blocks(op.e.as<float>(), rows, rank, op.e.strides[0], 1, op.add ? 1 : -1, x_blocks);
-  float* tiles = tiles_.floats(tile_count(columns) * kTileRows * rank);
-  LinearTask task{};
-  task.x_blocks = x_blocks;
-  task.tokens = rows;
-  task.weight = {reinterpret_cast<const uint8_t*>(tiles), rank * kTileRows * int64_t(sizeof(float)), rank, 0,
-                 TileKind::f32};
-  task.out_features = columns;
-  task.residual = op.w.as<float>();
-  task.residual_stride = op.w.strides[0];
-  task.y = op.w.as<float>();
-  task.y_stride = op.w.strides[0];
-  pool_.parallel(tile_count(columns), [&](int thread, int64_t first, int64_t last) {
-    for (int64_t tile = first; tile < last; ++tile)
-      fill_tile(op.u.as<float>(), op.u.strides[0], rank, columns, tile, tiles + tile * rank * kTileRows);
-    LinearTask mine = task;
-    mine.scratch = thread_scratch(thread, linear_scratch_floats());
-    kernels_.linear(mine, first, last);
-  });
-}
-
-// Features play the tokens' part and tokens the inputs': out[i][j] = Σ_t a[t][i] · b[t][j].
-void CpuBackend::run(const SecondMoment& op) {
-  op.check();
-  constexpr int64_t kTokensAtOnce = 1024;
-  const int64_t rows = op.a.shape[1], columns = op.b.shape[1];
-  const bool symmetric = op.a.data == op.b.data && rows == columns;
-  for (int64_t start = 0; start < op.a.shape[0]; start += kTokensAtOnce) {
-    const int64_t tokens = std::min(kTokensAtOnce, op.a.shape[0] - start);
-    float* x_blocks = blocks_.floats(rows * tokens);
-    pack_blocks(op.a.row(start), rows, tokens, 1, op.a.strides[0], 1, x_blocks);
-    float* tiles = tiles_.floats(tile_count(columns) * kTileRows * tokens);
-    // Tiles near the diagonal's end have little to do when only one triangle is computed: deal them out in
-    // turn.
-    const int64_t threads = pool_.threads();
-    pool_.parallel(threads, [&](int thread, int64_t first, int64_t last) {
-      for (int64_t share = first; share < last; ++share) {
-        for (int64_t tile = share; tile < tile_count(columns); tile += threads) {
-          float* mine = tiles + tile * kTileRows * tokens;
-          fill_tile(op.b.row(start), op.b.strides[0], tokens, columns, tile, mine);
-          const int64_t skipped =
-              symmetric ? tile * kTileRows / kernels_.token_block * kernels_.token_block : 0;
-          LinearTask task{};
-          task.x_blocks = x_blocks + skipped * tokens;
-          task.tokens = rows - skipped;
-          task.weight = {reinterpret_cast<const uint8_t*>(mine), 0, tokens, 0, TileKind::f32};
-          task.out_features = kTileRows;
-          task.scratch = thread_scratch(thread, linear_scratch_floats() + rows * kTileRows);
-          task.y = task.scratch + linear_scratch_floats();
-          task.y_stride = kTileRows;
-          kernels_.linear(task, 0, 1);
-          const int64_t width = std::min(kTileRows, columns - tile * kTileRows);
-          for (int64_t i = skipped; i < rows; ++i)
-            for (int64_t j = 0; j < width; ++j)
-              op.out[i * columns + tile * kTileRows + j] += double(task.y[(i - skipped) * kTileRows + j]);
-        }
-      }
-    });
-  }
-  if (symmetric) mirror_lower(op.out, rows);
-}
-
-// out[i][j] = out[j][i] for i < j, in squares: reading down a whole column would miss the cache every time.
-void CpuBackend::mirror_lower(double* out, int64_t size) {
-  constexpr int64_t kSquare = 32;
-  pool_.parallel((size + kSquare - 1) / kSquare, [&](int, int64_t first, int64_t last) {
-    for (int64_t i0 = first * kSquare; i0 < std::min(size, last * kSquare); i0 += kSquare)
-      for (int64_t j0 = i0; j0 < size; j0 += kSquare)
-        for (int64_t i = i0; i < std::min(size, i0 + kSquare); ++i)
-          for (int64_t j = std::max(i + 1, j0); j < std::min(size, j0 + kSquare); ++j)
-            out[i * size + j] = out[j * size + i];
-  });
 }
 
 }  // namespace ballast

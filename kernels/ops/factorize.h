@@ -10,7 +10,9 @@
 namespace ballast {
 
 struct FactorizeInverse {
-  double* h;  ///< f64 [size, size], row-major; on success holds U, zeros below the diagonal; else undefined
+  /// f64 [size, size], row-major. Only the diagonal and what is above it are read and written: on success
+  /// they hold U, else nothing defined.
+  double* h;
   int64_t size;
 
   void check() const { CHECK(h != nullptr && size > 0); }

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "quantize/curvature.h"
+
 namespace ballast {
 namespace {
 
@@ -18,19 +20,6 @@ std::vector<double> times(Backend& backend, std::span<const float> matrix,
     }
   });
   return out;
-}
-
-// tr(A·M·Aᵀ) for A f32 [rows, size] and the second moment M = E[xxᵀ]: E‖Ax‖²
-double output_power(Backend& backend, std::span<const float> a, const std::vector<float>& moment,
-                    int64_t size) {
-  const int64_t rows = int64_t(a.size()) / size;
-  std::vector<float> product(a.size());
-  backend.run(RankUpdate{.e = {a.data(), DType::f32, {rows, size}},
-                         .u = {moment.data(), DType::f32, {size, size}},
-                         .w = {product.data(), DType::f32, {rows, size}}});
-  double power = 0;
-  for (size_t i = 0; i < a.size(); ++i) power -= double(product[i]) * double(a[i]);
-  return power;
 }
 
 // (W − Q)·(E[x | p] − E[x]), f32 [positions, rows]; zeros for positions never seen
@@ -105,16 +94,18 @@ CompensationResult compensate(Backend& backend, const CompensationProblem& probl
     }
   }
 
-  if (!input.moment.empty()) {
-    std::vector<float> moment(input.moment.size());
-    for (size_t i = 0; i < moment.size(); ++i) moment[i] = float(input.moment[i] / double(input.count));
-    const double power = output_power(backend, problem.weight, moment, in);
-    const double before = output_power(backend, difference, moment, in) + 2 * dot(shift, mean_error) +
-                          dot(shift, shift);
+  auto power = problem.power;
+  if (!power && !input.moment.empty())
+    power = [&](std::span<const float> a) {
+      return quadratic_form(backend, symmetric_view(input.moment, in), a) / double(input.count);
+    };
+  if (power) {
+    const double whole = power(problem.weight);
+    const double before = power(difference) + 2 * dot(shift, mean_error) + dot(shift, shift);
     const double after = before - 2 * dot(constant, mean_error) - 2 * dot(constant, shift) +
                          dot(constant, constant) - position_gain;
-    result.error_before = power > 0 ? before / power : 0;
-    result.error_after = power > 0 ? std::max(0.0, after) / power : 0;
+    result.error_before = whole > 0 ? before / whole : 0;
+    result.error_after = whole > 0 ? std::max(0.0, after) / whole : 0;
   }
   return result;
 }

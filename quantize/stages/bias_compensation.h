@@ -10,6 +10,7 @@
 // deviation.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -38,6 +39,9 @@ struct CompensationProblem {
   const Statistics* reference = nullptr;  ///< of the float stream; null unless drift is to be corrected
   std::span<const double> residual_drift;  ///< [out_features], E[h_f − h_q] of the stream it adds to, or empty
   Compensation kind = Compensation::channel;
+  /// E‖Ax‖² over the calibration inputs for A f32 [rows, in_features]; needed where the input's second moment
+  /// has gone elsewhere.
+  std::function<double(std::span<const float> a)> power;
 };
 CompensationResult compensate(Backend& backend, const CompensationProblem& problem);
 

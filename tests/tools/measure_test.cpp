@@ -89,5 +89,18 @@ TEST(BenchCommand, JsonHasARowForEachTest) {
   EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--prompt", "513"}), "512 positions"));
 }
 
+TEST(BenchCommand, KernelsHaveRates) {
+  const Outcome run = ballast({"bench", "--kernels", "--kernel-size", "128", "--repeat", "2", "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const auto rows = run.json()["kernels"];
+  ASSERT_GE(rows.size(), 5u);  // and one more where oneDNN is installed
+  for (const auto& row : rows) {
+    EXPECT_GT(row["gflops_per_second"], 0) << row;
+    EXPECT_EQ(row["rounds"].size(), 2u);
+  }
+  EXPECT_TRUE(refused(ballast({"bench", "--kernels", "--kernel-size", "200"}), "multiple of 128"));
+  EXPECT_TRUE(refused(ballast({"bench"}), "--kernels"));
+}
+
 }  // namespace
 }  // namespace ballast
