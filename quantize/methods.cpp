@@ -23,6 +23,7 @@ constexpr Method kMethods[] = {
      .bits = kAffineBits,
      .has_uniform_grid = false,
      .has_column_order = false,
+     .one_curvature = true,
      .group_size = 16,
      .damping = 1,
      .sweeps = -1},
@@ -32,6 +33,7 @@ constexpr Method kMethods[] = {
      .has_groups = false,
      .has_uniform_grid = false,
      .has_column_order = false,
+     .one_curvature = true,
      .sweeps = -1},
 };
 

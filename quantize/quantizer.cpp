@@ -93,9 +93,15 @@ QuantizeReport Quantizer::run() {
   if (job_.recipe.tune_epochs > 0) {
     reference_.reset();
     gradients_.reset();
-    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
-                                     {.epochs = job_.recipe.tune_epochs}, [](int64_t, int64_t) {});
-    fprintf(stderr, "tuned %f -> %f\n", result.before, result.after);
+    const TuningResult result =
+        tune(job_.backend, job_.model, job_.tokens, untuned_, {.epochs = job_.recipe.tune_epochs},
+             [&](int64_t done, int64_t all) {
+               QuantizeProgress at = progress_;
+               at.module = str("tuning, step ", done, " of ", all);
+               job_.progress(at);
+             });
+    report_.tuning_before = result.before;
+    report_.tuning_after = result.after;
     for (LayerRecord& record : untuned_) {
       record.bias = output_.stored(record.report.name, std::move(record.bias));
       write(record, true);
@@ -308,7 +314,7 @@ void Quantizer::gather_block_gradients(int64_t first) {
        .observed = head ? 0 : 1,
        .head = head,
        .kinds = {.output_adaptive = !guided,
-                 .guided_groups = guided ? (method_.row_unit ? recipe.curvature_groups : 1) : 0}});
+                 .guided_groups = guided ? (method_.one_curvature ? 1 : recipe.curvature_groups) : 0}});
   if (!head) job_.model.unload_block(first);
 }
 
