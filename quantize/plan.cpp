@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "quantize/calibration.h"
+#include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/quantizer.h"
 
@@ -27,9 +28,9 @@ uint64_t stream_bytes(const nn::ModelFacts& facts, const Recipe& recipe, int64_t
 }
 
 // Second moment, curvature and factor share one f64 matrix, unless columns are permuted or a method wants
-// curvature and factor at once. Asymmetric targets need a cross moment and its f32 form.
+// curvature and factor at once (sweeps also have the curvature in f32). Asymmetric targets need a cross moment and its f32 form.
 uint64_t matrix_bytes_per_element(const Recipe& recipe) {
-  return 8 + (recipe.act_order ? 8 : 0) + (recipe.options.sweeps > 0 ? 8 : 0) +
+  return 8 + (recipe.act_order ? 8 : 0) + (recipe.options.sweeps > 0 ? 8 + 4 : 0) +
          (recipe.asymmetric ? 8 + 4 : 0);
 }
 
@@ -38,6 +39,7 @@ uint64_t matrix_bytes_per_element(const Recipe& recipe) {
 QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const Recipe& recipe,
                                int64_t samples, int64_t length) {
   QuantizePlan plan;
+  const Method& method = method_named(recipe.method);
   for (const StoredTensor& tensor : source.tensors()) plan.output_bytes += tensor.bytes;
   const double tokens = double(samples * length);
   double bits = 0;
@@ -46,8 +48,8 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     const double in = double(layer.in_features()), out = double(layer.out_features());
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
-    const double group = double(grid.group_size);
-    const double per_weight = recipe.target_bits > 0 ? recipe.target_bits : grid.bits + (16 + grid.bits) / group;
+    const double per_weight = recipe.target_bits > 0 ? recipe.target_bits
+                                                     : method.stored_bits(int64_t(out), int64_t(in), grid, recipe.options);
     ++plan.modules;
     plan.weights += int64_t(in * out);
     bits += per_weight * in * out;
