@@ -46,8 +46,9 @@ TEST_P(ReferenceDescent, OutputGainsAreTheSame) {
     if (!options.contains("error_before")) continue;
     const std::string name = options.at("name");
     const Curvature curvature = activation_curvature(layer.statistics, options.value("centred", false));
-    const std::vector<float> got =
-        output_gains(*layer.backend, layer.weight, curvature, 0, layer.expected(name));
+    const AffineMatrix matrix = layer.expected(name);
+    const std::vector<float> got = output_gains(*layer.backend, layer.weight, curvature, 0,
+                                                [&](int64_t row, float* q) { matrix.decode_row(row, q); });
     const std::vector<float> expected = layer.tensors.floats(name + ".gains");
     ASSERT_EQ(got.size(), expected.size());
     for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], expected[i], 1e-5) << name << " " << i;
