@@ -26,6 +26,14 @@ import check_quantized  # noqa: E402
 import reference_quantizers as reference  # noqa: E402
 
 
+def half_rows(hidden):
+    """Hidden states, and the inputs of out_proj and fc2 once they were seen, as calibration keeps them: binary16 with a power of two per row that brings the largest
+    magnitude into [2^14, 2^15) (kernels/ops/half_rows.h)."""
+    largest = np.abs(hidden).max(axis=1, keepdims=True)
+    scale = 2.0 ** (np.floor(np.log2(np.where(largest > 0, largest, 1))) - 14)
+    return reference.binary16(hidden / scale) * scale
+
+
 class Block:
     """One pre-norm decoder layer with its weights in float64; a linear may be replaced."""
 
@@ -110,7 +118,7 @@ def compare(name, solution, decoded, bias, shift, stored_bias):
 def walk(arguments, config, source, ids, quantized):
     tensors = {key: value.numpy().astype(float) for key, value in check_quantized.decode_all(source)[0].items()}
     embed = tensors["model.decoder.embed_tokens.weight"][ids] + tensors["model.decoder.embed_positions.weight"][np.arange(len(ids)) + 2]
-    hidden, hidden_float = embed.copy(), embed.copy()
+    hidden, hidden_float = half_rows(embed), half_rows(embed)
     fine = True
     for i in range(config.num_hidden_layers):
         prefix = f"model.decoder.layers.{i}."
@@ -127,7 +135,8 @@ def walk(arguments, config, source, ids, quantized):
                 fine &= compare(prefix + name, solution, q, bias + shift, shift, stored_bias)
                 block.linear[name] = (q, stored_bias)
             if adds:
-                hidden, hidden_float = hidden + block.apply(adds, x), hidden_float + block_float.apply(adds, x_float)
+                hidden = half_rows(hidden + block.apply(adds, half_rows(x)))
+                hidden_float = half_rows(hidden_float + block_float.apply(adds, half_rows(x_float)))
     return fine
 
 
