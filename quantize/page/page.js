@@ -11,6 +11,8 @@ const kFields = {
   damping: {title: "Damping", note: "share of the mean diagonal added to the Hessian; above the chosen one where the factorization failed with it"},
   outlier_share: {title: "Outliers", note: "share of the weights kept apart in higher precision"},
   seconds: {title: "Seconds", note: "solving the layer, without calibration"},
+  salient_share: {title: "Salient columns", note: "share of the columns binarized twice"},
+  target_bits: {title: "Wanted bits per weight"},
   sweeps: {title: "Sweeps"},
   curvature: {title: "Curvature"},
   act_order: {title: "Column order by power"},
@@ -90,7 +92,7 @@ function keyFigures(run) {
 function recipe(run) {
   const entries = [];
   for (const [key, value] of Object.entries(run)) {
-    if (kShownElsewhere.has(key)) continue;
+    if (kShownElsewhere.has(key) || (key === "target_bits" && value === 0)) continue;
     if (Array.isArray(value)) {
       if (value.length > 0) entries.push([fieldTitle(key), fieldText(key, value), true]);
     } else if (value && typeof value === "object") {
@@ -147,7 +149,7 @@ function layerFields(run) {
     const values = run.layers.map(layer => layer[key]);
     if (values.some(value => value !== null && typeof value === "object")) continue;
     const same = values.every(value => value === values[0]);
-    (same ? constant : varying).push({key, numeric: values.every(isNumber), value: values[0]});
+    (same ? constant : varying).push({key, numeric: values.every(value => isNumber(value) || value === undefined), value: values[0]});
   }
   return {varying, constant};
 }
@@ -155,15 +157,16 @@ function layerFields(run) {
 function maps(run, placed, {varying, constant}) {
   const inBlocks = placed.filter(at => at.block !== null);
   const kinds = [...new Set(inBlocks.map(at => at.kind))], blocks = 1 + Math.max(0, ...inBlocks.map(at => at.block));
-  const rank = key => ["bits_per_weight", "outlier_share", "bits"].indexOf(key) + 1 || 9;
+  const rank = key => ["bits_per_weight", "outlier_share", "salient_share", "bits"].indexOf(key) + 1 || 9;
   const shown = varying.filter(field => field.numeric).sort((a, b) => rank(a.key) - rank(b.key));
   const charts = inBlocks.length === 0 ? [] : shown.map(({key}) => {
-    const field = kFields[key] || {}, values = inBlocks.map(at => at.layer[key]);
+    const own = inBlocks.filter(at => isNumber(at.layer[key])), values = own.map(at => at.layer[key]), field = kFields[key] || {};
+    if (own.length === 0) return null;
     const text = columnText(values, isShare(key) ? 100 : 1);
     return el("div", {class: "card map"},
       el("header", {}, el("h3", {}, fieldTitle(key)), el("span", {}, `${text(Math.min(...values))} to ${text(Math.max(...values))}`)),
       field.note ? el("p", {class: "legend"}, field.note) : null,
-      layerMap(`${fieldTitle(key)} by layer`, kinds, blocks, inBlocks.map(at => ({row: at.kind, block: at.block, value: at.layer[key],
+      layerMap(`${fieldTitle(key)} by layer`, kinds, blocks, own.map(at => ({row: at.kind, block: at.block, value: at.layer[key],
         text: text(at.layer[key]), tip: `${at.layer.name}\n${fieldTitle(key)}: ${fieldText(key, at.layer[key])}`}))));
   });
   const words = constant.map(({key, value}) => `${fieldTitle(key).toLowerCase()} ${fieldText(key, value)}`);
