@@ -81,7 +81,6 @@ void WidthPlanner::measure(const nn::Linear& layer, const GradientStatistics& gr
   LayerInput input(job_.backend, found->guided.front().curvature(centred), {.damping = job_.recipe.damping},
                    layer.name);
   const std::vector<float> weight = source_weight(job_.source, layer);
-  const std::vector<double>& h = input.curvature().h;
   WidthProblem problem{layer.name, double(in) * double(out), {}};
   for (const int bits : kWidths) {
     const GridOptions grid = grid_of(layer, pinned ? 0 : bits, head);
@@ -93,6 +92,7 @@ void WidthPlanner::measure(const nn::Linear& layer, const GradientStatistics& gr
                                                                .grid = grid,
                                                                .options = job_.recipe.options,
                                                                .input = &input});
+    const std::vector<double>& h = input.curvature().h;
     std::vector<float> difference(weight.size()), product(weight.size()), curvature(h.begin(), h.end());
     job_.backend.parallel_for(out, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {

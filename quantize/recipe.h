@@ -46,6 +46,7 @@ struct MethodOptions {
   bool greedy_order = false;  ///< each row by descending ‖x_j‖·|w_j|, the paper's order; slower
   bool anneal = true;         ///< damping falls from sweep to sweep, from 6 sweeps on
   bool refit_scales = true;
+  bool unbiased_scales = true;  ///< afterwards each row gets its output's full size back, see unbias.h
   bool per_layer = false;  ///< comq: one scale for the whole layer
 
   // SpQR (arXiv 2306.03078)

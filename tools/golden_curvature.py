@@ -19,7 +19,7 @@ import reference_quantizers as reference  # noqa: E402
 SAMPLES, LENGTH = 5, 19
 # variant: block, output-adaptive modules, guided modules
 CASES = {
-    "plain": (1, ["self_attn.q_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"], ["self_attn.k_proj", "fc1"]),
+    "plain": (1, ["self_attn.q_proj", "self_attn.out_proj", "fc1"], ["self_attn.k_proj", "fc1"]),
     "post_norm_350m": (0, ["self_attn.k_proj", "fc1"], ["self_attn.out_proj"]),
 }
 GUIDED_GROUPS = 2

@@ -15,13 +15,14 @@ from safetensors.numpy import save
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import reference_descent as descent  # noqa: E402
 import reference_quantizers as reference  # noqa: E402
+import reference_spqr  # noqa: E402
 
 TIE = 1e-4
 JOINT_TIE = 2e-5  # where all rows must be lucky at once
 # More columns than the solver's blocks hold (128) in one, fewer tokens than columns, so that H is singular without damping.
 LAYERS = {
-    "narrow": {"rows": 24, "columns": 96, "tokens": 104, "positions": 5, "dead": [13], "offset": 1.5, "seed": 1},
-    "wide": {"rows": 12, "columns": 160, "tokens": 64, "positions": 4, "dead": [], "offset": 0.5, "seed": 2},
+    "narrow": {"rows": 24, "columns": 96, "tokens": 100, "positions": 5, "dead": [13], "offset": 1.5, "seed": 1},
+    "wide": {"rows": 12, "columns": 160, "tokens": 48, "positions": 4, "dead": [], "offset": 0.5, "seed": 2},
 }
 GRID_CASES = [
     {"name": "rtn_w2", "bits": 2},
@@ -64,6 +65,12 @@ JOINT_CASES = [
     {"name": "layer_scale_w3", "method": "start", "bits": 3},
     {"name": "descent_w3_layer", "method": "descent", "start": "layer_scale_w3", "sweeps": 2, "start_at_target": True,
      "refit": "layer"},
+]
+# Rows share statistics. The damping is raised by a few percent until nothing is near a tie.
+SPQR_CASES = [
+    {"name": "spqr_w4", "bits": 4, "group_size": 16, "damping": 1.0},
+    {"name": "spqr_w3_coarse", "bits": 3, "group_size": 32, "damping": 0.1, "stat_bits": 2, "outlier_threshold": 0.5},
+    {"name": "spqr_w2", "bits": 2, "group_size": 16, "damping": 0.5},
 ]
 COMPENSATED = ("rtn_w2", "gptq_w2_centred")
 
@@ -142,6 +149,22 @@ def weights_without_ties(layer, x, random):
     return w
 
 
+def put_spqr(tensors, case, w, x):
+    """Adds the case's tensors; returns the case with the damping that was used."""
+    h, dead = reference.activation_curvature(x)
+    for step in range(100):
+        damping = case["damping"] * (1 + step / 64)
+        solution = reference_spqr.spqr(w, h, dead, case["bits"], case["group_size"], damping=damping,
+                                       stat_bits=case.get("stat_bits", 3), threshold=case.get("outlier_threshold", 0.2))
+        if solution.margins.row.min() >= JOINT_TIE:
+            break
+    for key in ("codes", "scale_codes", "zero_codes", "outlier"):
+        tensors[f"{case['name']}.{key}"] = getattr(solution, key).astype(np.uint8)
+    tensors[case["name"] + ".stats"] = solution.stats.astype(np.float32)
+    tensors[case["name"] + ".values"] = solution.values[solution.outlier].astype(np.float32)
+    return {"method": "spqr", **case, "damping": damping}
+
+
 def put_compensation(put, facts, w, q, x, x_float, positions):
     """The biases and what they leave: E|W x_f - Q x - c|^2 / E|W x|^2 with W x_f taken to differ from W x by its mean."""
     channel, drift = reference.compensation(w, q, x), reference.compensation(w, q, x, x_float)
@@ -171,7 +194,10 @@ def write_layer(out_dir, name, layer):
         put("scales", solution.scales)
         q = solution.decoded()
         if case["name"] in COMPENSATED:
+            h = reference.activation_curvature(x, case.get("centred", False))[0]
+            put("gains", descent.output_gains(w.astype(float), q, h))
             put_compensation(put, cases[-1], w, q, x, x_float, positions)
+    cases += [put_spqr(tensors, case, w, x) for case in SPQR_CASES]
     for key, centred in (("target", False), ("target_centred", True)):
         tensors[key] = reference.asymmetric_target(w, x_float, x, centred=centred).astype(np.float32)
         tensors[key + "_residual"] = reference.asymmetric_target(w, x_float, x, centred=centred,

@@ -377,7 +377,7 @@ void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale
     return app.add_option(flag, value, help)->type_name(type);
   };
   option("--sweeps", method.sweeps, "N",
-         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 8 with comq, "
+         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 16 with comq, "
          "else 0");
   app.add_flag("--anneal,!--no-anneal", method.anneal,
                "6 sweeps or more begin with heavy damping that falls from sweep to sweep. Default: on");
@@ -386,6 +386,8 @@ void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale
       "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
   app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
                "Sweeps also refit scales, in closed form. Default: on");
+  app.add_flag("--unbiased-scales,!--no-unbiased-scales", method.unbiased_scales,
+               "After the sweeps, scale each output back to full size: least squares shrinks it. Default: on");
   option("--scale-scope", scale_scope, "NAME",
          "comq: channel (each row or group its own scale) or layer (one for all rows)")
       ->capture_default_str();

@@ -88,6 +88,7 @@ TEST_F(Resume, AfterAnyModuleWithAnyRecipe) {
       {"one pass", "plain", [](Recipe& r) { r.one_pass = r.asymmetric = r.correct_drift = true; }},
       {"position", "f16", [](Recipe& r) { r.compensation = Compensation::position; }},
       {"rtn", "bf16", [](Recipe& r) { r.method = "rtn", r.compensation = Compensation::none; }},
+      {"tuned", "plain", [](Recipe& r) { r.tune_epochs = 1; }},
       {"comq", "plain", [](Recipe& r) { r.method = "comq"; }},
       {"output-adaptive", "plain", [](Recipe& r) { r.curvature = CurvatureKind::output_adaptive; }},
       {"guided", "untied",

@@ -84,6 +84,12 @@ def descend(w, h, start, options, sweeps=1, order="natural", refit="none", start
     return Affine(codes, scales, zeros, margins)
 
 
+def output_gains(w, q, h):
+    """quantize/unbias.h: the gain on a row's scales that makes its error orthogonal to its own output,
+    E[(w - g q) x . w x] = 0, so g = w H w / q H w."""
+    return np.einsum("ri,ij,rj->r", w, h, w) / np.einsum("ri,ij,rj->r", q, h, w)
+
+
 def one_scale_for_all(w, options):
     """Round to nearest with the largest scale of any row for every row: a start for refit="layer"."""
     w = np.asarray(w, float)

@@ -123,7 +123,9 @@ class ResumeCommand : public testing::Test {
 };
 
 TEST_F(ResumeCommand, AfterSigkillAtRandomMoments) {
-  test::Random random(std::random_device{}());
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  test::Random random(seed);
   int killed = 0, finished = 0;
   while (killed < 50) {
     // Up to three times in a row, then to the end.
