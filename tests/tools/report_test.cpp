@@ -48,8 +48,9 @@ TEST(ReportCommand, OutliersAreCounted) {
   const TempFolder folder;
   const Outcome run = quantize(folder / "out", {"--json"}, "spqr");
   ASSERT_EQ(run.code, 0) << run.err;
+  const auto report = run.json();
   double most = 0;
-  for (const auto& layer : run.json().at("layers")) {
+  for (const auto& layer : report.at("layers")) {
     const double share = layer.at("outlier_share");
     // An outlier takes 16 bits and its column's 16 (SpQR, §4.2), beside the code that it replaces.
     EXPECT_LE(3 + 32 * share, layer.at("bits_per_weight")) << layer.at("name");
