@@ -20,6 +20,11 @@ namespace ballast {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+double outlier_share(const QuantizedMatrix& matrix) {
+  const auto* sparse = std::get_if<SparseOutlierMatrix>(&matrix);
+  return sparse ? double(sparse->outlier_values.size()) / double(sparse->codes.size()) : 0;
+}
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -93,13 +98,12 @@ QuantizeReport Quantizer::run() {
   if (job_.recipe.tune_epochs > 0) {
     reference_.reset();
     gradients_.reset();
-    const TuningResult result =
-        tune(job_.backend, job_.model, job_.tokens, untuned_, {.epochs = job_.recipe.tune_epochs},
-             [&](int64_t done, int64_t all) {
-               QuantizeProgress at = progress_;
-               at.module = str("tuning, step ", done, " of ", all);
-               job_.progress(at);
-             });
+    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
+                                     {.epochs = job_.recipe.tune_epochs}, [&](int64_t done, int64_t all) {
+                                       QuantizeProgress at = progress_;
+                                       at.module = str("tuning, step ", done, " of ", all);
+                                       job_.progress(at);
+                                     });
     report_.tuning_before = result.before;
     report_.tuning_after = result.after;
     for (LayerRecord& record : untuned_) {
@@ -454,7 +458,8 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
                                 .bits_per_weight = bits_per_weight(solution.matrix),
                                 .error_before = result.error_before,
                                 .error_after = result.error_after,
-                                .damping = solution.damping}};
+                                .damping = solution.damping,
+                                .outlier_share = outlier_share(solution.matrix)}};
   record.matrix = std::move(solution.matrix);
   if (job_.recipe.compensation != Compensation::none) {
     record.bias = layer.bias ? layer.bias.to_floats() : std::vector<float>(size_t(layer.out_features()));
