@@ -25,7 +25,7 @@ class ReferenceCurvature : public testing::TestWithParam<const char*> {
     const CalibrationTokens tokens{facts_.at("samples"), facts_.at("length"), facts_.at("ids"), "golden"};
     HiddenStream stream(*backend, *model, tokens);
     const int64_t block = facts_.at("block");
-    stream.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+    stream.for_each_part([&](const HiddenStream::Part& part) {
       for (int64_t i = 0; i < block; ++i) model->block(i).forward(part.context, part.hidden);
     });
     return gather_gradients(
