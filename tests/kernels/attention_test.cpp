@@ -177,7 +177,8 @@ TEST_P(AttentionOp, WholeSequencesNeedNoCache) {
       const Setting setting{.heads = 3, .head_dim = head_dim, .mask = mask};
       Random random{uint64_t(head_dim)};
       std::vector<Sequence> sequences;
-      for (const int64_t length : {1, 16, 37, 300}) sequences.push_back(random_sequence(random, setting, length));
+      for (const int64_t length : {1, 16, 37, 300})
+        sequences.push_back(random_sequence(random, setting, length));
       const auto expected = run_alone(*backend_, setting, sequences);
       for (const int threads : {1, 3}) {
         const auto backend = test::cpu_backend(GetParam(), threads);

@@ -65,9 +65,8 @@ TEST_P(VitVariant, SameBitsForAnyThreadsAndInstructionSet) {
       const auto backend = find_backend({.device = "cpu", .threads = threads, .isa = isa});
       const auto model = load_model(checkpoint, *backend);
       const nn::ImageFacts& facts = *model->facts().image;
-      const std::vector<float> logits =
-          logits_of(*backend, *model, pixels,
-                    int64_t(pixels.size()) / (facts.channels * facts.height * facts.width));
+      const std::vector<float> logits = logits_of(
+          *backend, *model, pixels, int64_t(pixels.size()) / (facts.channels * facts.height * facts.width));
       if (first.empty()) first = logits;
       EXPECT_EQ(logits, first) << isa << ", " << threads << " threads";
     }
@@ -102,7 +101,8 @@ TEST_P(VitVariant, GradientsAreThoseOfTheLoss) {
   const Checkpoint checkpoint = Checkpoint::open(kGoldens / GetParam());
   const auto backend = find_backend({.device = "cpu", .threads = 1});
   const auto model = load_model(checkpoint, *backend);
-  const std::vector<float> pixels = GoldenTensors(kGoldens / GetParam() / "golden.safetensors").floats("pixels");
+  const std::vector<float> pixels =
+      GoldenTensors(kGoldens / GetParam() / "golden.safetensors").floats("pixels");
   Batch batch;
   batch.add_images(*model->facts().image, 2);
   for (int64_t i = 0; i < 2; ++i)

@@ -18,7 +18,8 @@ class Vision : public testing::Test {
     fs::create_directory(folder_ / "model");
     for (const char* name : {"config.json", "model.safetensors"})
       fs::copy_file(kTests / "vit/vit" / name, folder_ / "model" / name);
-    folder_.write("model/preprocessor_config.json", R"({"image_processor_type": "ViTImageProcessor", "size": 20})");
+    folder_.write("model/preprocessor_config.json",
+                  R"({"image_processor_type": "ViTImageProcessor", "size": 20})");
     for (const char* name : {"photo.jpg", "grey.png", "cmyk.jpg", "palette.png"})
       fs::copy_file(kTests / "image" / name, folder_ / name);
     folder_.write("broken.jpg", "\xFF\xD8\xFF\xE0");
@@ -46,13 +47,14 @@ TEST_F(Vision, ClassifyGoesOnAfterABadImage) {
 
 TEST_F(Vision, ClassifyNamesClassesFromAFile) {
   folder_.write("names.txt", "a\nb\nc\nd\ne\nf\ng\n");
-  const Outcome run =
-      ballast({"classify", "-m", path("model"), "--labels", path("names.txt"), "--top", "7", path("photo.jpg")});
+  const Outcome run = ballast(
+      {"classify", "-m", path("model"), "--labels", path("names.txt"), "--top", "7", path("photo.jpg")});
   EXPECT_EQ(run.code, 0) << run.err;
   EXPECT_NE(run.out.find("  g\n"), run.out.npos) << run.out;
   folder_.write("names.txt", "a\nb\n");
-  EXPECT_TRUE(refused(ballast({"classify", "-m", path("model"), "--labels", path("names.txt"), path("photo.jpg")}),
-                      "names.txt: has 2 lines"));
+  EXPECT_TRUE(
+      refused(ballast({"classify", "-m", path("model"), "--labels", path("names.txt"), path("photo.jpg")}),
+              "names.txt: has 2 lines"));
 }
 
 TEST_F(Vision, EvaluateCountsWhatItCouldRead) {
@@ -63,7 +65,8 @@ TEST_F(Vision, EvaluateCountsWhatItCouldRead) {
   const auto json = run.json();
   EXPECT_EQ(json["images"], 4);
   EXPECT_EQ(json["failed"], 1);
-  for (const char* key : {"top1", "top5", "nll", "images_per_second"}) EXPECT_TRUE(json[key].is_number()) << key;
+  for (const char* key : {"top1", "top5", "nll", "images_per_second"})
+    EXPECT_TRUE(json[key].is_number()) << key;
   std::istringstream lines(folder_.read("predictions.tsv"));
   std::string line;
   int64_t rows = 0;
@@ -75,8 +78,8 @@ TEST_F(Vision, EvaluateCountsWhatItCouldRead) {
 TEST_F(Vision, ThreadsDoNotChangeResults) {
   std::string first;
   for (const char* threads : {"1", "3"}) {
-    const Outcome run = ballast({"evaluate", "--threads", threads, "-m", path("model"), "--images", path("good.txt"),
-                                 "--predictions", path("predictions.tsv"), "--json"});
+    const Outcome run = ballast({"evaluate", "--threads", threads, "-m", path("model"), "--images",
+                                 path("good.txt"), "--predictions", path("predictions.tsv"), "--json"});
     EXPECT_EQ(run.code, 0) << run.err;
     const std::string rows = folder_.read("predictions.tsv") + run.json()["nll"].dump();
     if (first.empty()) first = rows;
@@ -87,9 +90,11 @@ TEST_F(Vision, ThreadsDoNotChangeResults) {
 TEST_F(Vision, RefusesTextModelsAndModelsWithoutPreparation) {
   EXPECT_TRUE(refused(ballast({"classify", "-m", kDemo, path("photo.jpg")}), "expected an image classifier"));
   fs::remove(folder_ / "model/preprocessor_config.json");
-  EXPECT_TRUE(refused(ballast({"classify", "-m", path("model"), path("photo.jpg")}), "preprocessor_config.json"));
+  EXPECT_TRUE(
+      refused(ballast({"classify", "-m", path("model"), path("photo.jpg")}), "preprocessor_config.json"));
   folder_.write("model/preprocessor_config.json", R"({"size": 30})");
-  EXPECT_TRUE(refused(ballast({"classify", "-m", path("model"), path("photo.jpg")}), "the model reads 20 x 20"));
+  EXPECT_TRUE(
+      refused(ballast({"classify", "-m", path("model"), path("photo.jpg")}), "the model reads 20 x 20"));
 }
 
 TEST_F(Vision, QuantizedFoldersAreReadBack) {
@@ -104,8 +109,9 @@ TEST_F(Vision, QuantizedFoldersAreReadBack) {
       {"--bits", "4", "--curvature", "guided"},
       {"--target-bits", "6"}};
   for (const auto& flags : runs) {
-    std::vector<std::string> arguments{"quantize", "-m", path("model"), "-o", path("out"), "--calibration",
-                                       path("good.txt"), "--force", "--quiet", "--json"};
+    std::vector<std::string> arguments{
+        "quantize",       "-m",      path("model"), "-o",    path("out"), "--calibration",
+        path("good.txt"), "--force", "--quiet",     "--json"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     const Outcome run = ballast(arguments);
     ASSERT_EQ(run.code, 0) << flags[0] << " " << flags[1] << ": " << run.err;
@@ -124,7 +130,8 @@ TEST_F(Vision, QuantizeRefusesWhatMakesNoSense) {
   };
   EXPECT_TRUE(refused(quantize({}), "--calibration is missing"));
   EXPECT_TRUE(refused(quantize({"--calibration", path("good.txt"), "--samples", "9"}), "lists 4 images"));
-  EXPECT_TRUE(refused(quantize({"--calibration", path("good.txt"), "--length", "64"}), "--length is for text"));
+  EXPECT_TRUE(
+      refused(quantize({"--calibration", path("good.txt"), "--length", "64"}), "--length is for text"));
   EXPECT_TRUE(refused(quantize({"--calibration", path("list.txt")}), "broken.jpg"));
 }
 
@@ -149,7 +156,8 @@ TEST(VisionReference, SlowDeitTinyOnValidationImages) {
     int64_t label, first, second, got_label, got_first, got_second;
     double logit, runner_up, got_logit, got_runner_up;
     std::istringstream(expected_line) >> path >> label >> first >> logit >> second >> runner_up;
-    std::istringstream(got_line) >> got_path >> got_label >> got_first >> got_logit >> got_second >> got_runner_up;
+    std::istringstream(got_line) >> got_path >> got_label >> got_first >> got_logit >> got_second >>
+        got_runner_up;
     ASSERT_EQ(path, got_path);
     if (logit - runner_up > 0.05) {
       EXPECT_EQ(first, got_first) << path;

@@ -33,7 +33,8 @@ TEST(NegativeLogLikelihood, StandsLargeLogits) {
 
 TEST(ImageList, CommasSpacesCommentsAndFolders) {
   const TempFolder folder;
-  const auto list = folder.write("list.txt", "# what\n./a/b.jpg, 4\r\n\nwith space.png 5\nc.jpg\t6\n/abs.jpg 0");
+  const auto list =
+      folder.write("list.txt", "# what\n./a/b.jpg, 4\r\n\nwith space.png 5\nc.jpg\t6\n/abs.jpg 0");
   const auto images = read_image_list(list, {}, 7);
   ASSERT_EQ(images.size(), 4u);
   EXPECT_EQ(images[0].path, "./a/b.jpg");
@@ -50,8 +51,10 @@ TEST(ImageList, LabelsAreNeededOnlyWhereTheyCount) {
   const auto list = folder.write("list.txt", "a.jpg 1\nb.jpg\nc.jpg 12\n");
   EXPECT_EQ(read_image_list(list, {}, 0).size(), 3u);
   expect_error([&] { read_image_list(list, {}, 20); }, {"list.txt, line 2", "b.jpg"});
-  expect_error([&] { read_image_list(folder.write("few.txt", "c.jpg 12\n"), {}, 12); }, {"line 1", "below 12"});
-  expect_error([&] { read_image_list(folder.write("none.txt", "\n# nothing\n"), {}, 12); }, {"lists no images"});
+  expect_error([&] { read_image_list(folder.write("few.txt", "c.jpg 12\n"), {}, 12); },
+               {"line 1", "below 12"});
+  expect_error([&] { read_image_list(folder.write("none.txt", "\n# nothing\n"), {}, 12); },
+               {"lists no images"});
 }
 
 }  // namespace

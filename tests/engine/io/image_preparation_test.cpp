@@ -18,7 +18,8 @@ TEST(ImageResize, IsPillowsBitForBit) {
   const GoldenTensors golden(kImages / "golden.safetensors");
   const Image photo = read_image(kImages / "photo.jpg");
   if (photo.rgb != golden.bytes("rgb_photo.jpg")) GTEST_SKIP() << "this JPEG library rounds differently";
-  const nlohmann::json cases = parse_json(read_file(kImages / "cases.json", 1 << 16), "cases.json").at("resizes");
+  const nlohmann::json cases =
+      parse_json(read_file(kImages / "cases.json", 1 << 16), "cases.json").at("resizes");
   for (size_t i = 0; i < cases.size(); ++i) {
     const int64_t width = cases[i].at("width"), height = cases[i].at("height");
     const Resampling filter = Resampling(cases[i].at("resample").get<int>());
@@ -100,7 +101,8 @@ TEST_F(Preparation, TimmsConfiguration) {
 }
 
 TEST_F(Preparation, ValuesAreInPatchOrder) {
-  const auto preparation = read(R"({"do_resize": false, "image_mean": [0.5, 0.25, 0], "image_std": [0.5, 1, 2]})");
+  const auto preparation =
+      read(R"({"do_resize": false, "image_mean": [0.5, 0.25, 0], "image_std": [0.5, 1, 2]})");
   std::vector<float> patches(3 * 4 * 2);
   preparation.write_patches(ramp(4, 2), 2, 2, patches);
   const auto value = [](double pixel, float mean, float std) { return (float(pixel / 255) - mean) / std; };

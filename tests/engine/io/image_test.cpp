@@ -105,7 +105,8 @@ std::string png_of_size(uint32_t width, uint32_t height) {
 
 TEST(Image, RefusesPixelBombsByTheirHeader) {
   EXPECT_EQ(decode_image(png_of_size(19, 13), "good").width, 19);
-  expect_error([] { decode_image(png_of_size(60000, 60000), "bomb"); }, {"bomb: is 60000 x 60000 pixels", "89478485"});
+  expect_error([] { decode_image(png_of_size(60000, 60000), "bomb"); },
+               {"bomb: is 60000 x 60000 pixels", "89478485"});
   expect_error([] { decode_image(png_of_size(0x7FFFFFFF, 1), "bomb"); }, {"bomb: is 2147483647 x 1 pixels"});
   std::string jpeg = bytes_of("photo.jpg");
   const size_t header = jpeg.find("\xFF\xC0");
