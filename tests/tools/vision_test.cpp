@@ -1,4 +1,5 @@
 // classify, evaluate and quantize on image classifiers.
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <sstream>
@@ -70,8 +71,11 @@ TEST_F(Vision, EvaluateCountsWhatItCouldRead) {
   std::istringstream lines(folder_.read("predictions.tsv"));
   std::string line;
   int64_t rows = 0;
-  while (std::getline(lines, line))
-    if (!line.starts_with("#")) ++rows, EXPECT_EQ(std::count(line.begin(), line.end(), '\t'), 5) << line;
+  while (std::getline(lines, line)) {
+    if (line.starts_with("#")) continue;
+    ++rows;
+    EXPECT_EQ(std::count(line.begin(), line.end(), '\t'), 5) << line;
+  }
   EXPECT_EQ(rows, 4);
 }
 
