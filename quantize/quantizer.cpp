@@ -442,14 +442,19 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
-  std::vector<double> residual_drift(moments.residual_sum);
+  const bool correct_drift = job_.recipe.correct_drift;
+  std::vector<double> residual_drift(correct_drift ? moments.residual_sum : std::vector<double>());
   for (double& value : residual_drift) value /= double(moments.quantized.count);
+  // A target for centred inputs leaves the mean open: without drift correction it stays W·E[x].
+  const Statistics* reference = correct_drift ? &moments.reference
+                                : drift && job_.recipe.compensation == Compensation::joint ? &moments.quantized
+                                                                                           : nullptr;
   const CompensationResult result =
       compensate(job_.backend, {.weight = weight,
                                 .target = target.empty() ? weight : target,
                                 .quantized = solution.matrix,
                                 .input = moments.quantized,
-                                .reference = moments.has_reference() ? &moments.reference : nullptr,
+                                .reference = reference,
                                 .residual_drift = residual_drift,
                                 .kind = job_.recipe.compensation,
                                 .power = [&](std::span<const float> a) { return shared.output_power(a); }});

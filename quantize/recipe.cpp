@@ -80,6 +80,8 @@ void Recipe::fill_defaults() {
 
 void Recipe::check() const {
   const Method& solver = method_named(method);
+  if (target_bits != 0 && (target_bits < 0 || !solver.has_width(2) || !solver.has_width(4)))
+    throw Error(str("--target-bits is ", target_bits, ": needs a positive average and a method with widths to choose from"));
   if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
   if (head_bits != 0 && !solver.has_width(head_bits))
     throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
@@ -87,8 +89,6 @@ void Recipe::check() const {
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))
     throw Error(str("--range-shrink is ", grid.range_shrink, ", expected more than 0, up to 1"));
-  if (target_bits != 0 && (target_bits < 0 || !solver.has_width(2) || !solver.has_width(4)))
-    throw Error(str("--target-bits is ", target_bits, ": needs a positive average and a method with widths to choose from"));
   if (!(damping > 0 && damping <= 100))
     throw Error(str("--damping is ", damping, ", expected more than 0, up to 100"));
   if (!solver.uses_curvature) {
