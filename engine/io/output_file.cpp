@@ -81,6 +81,22 @@ void OutputFile::finish() {
   if (::close(std::exchange(file_, -1)) != 0) fail("close");
 }
 
+void replace_file(const std::filesystem::path& path, std::string_view bytes) {
+  std::filesystem::path temporary = path;
+  temporary += ".writing";
+  std::error_code ignored;
+  std::filesystem::remove(temporary, ignored);
+  try {
+    OutputFile file(temporary);
+    file.write(bytes);
+    file.finish();
+    std::filesystem::rename(temporary, path);
+  } catch (...) {
+    std::filesystem::remove(temporary, ignored);
+    throw;
+  }
+}
+
 uint64_t free_space(const std::filesystem::path& folder) {
   struct statvfs status {};
   if (::statvfs(folder.c_str(), &status) != 0) return UINT64_MAX;

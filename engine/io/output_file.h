@@ -42,6 +42,9 @@ class OutputFile {
   uint64_t size_ = 0;
 };
 
+/// Writes a whole file under a temporary name beside `path` and renames it.
+void replace_file(const std::filesystem::path& path, std::string_view bytes);
+
 /// Bytes that an unprivileged process may still write where `folder` is; 2^64-1 if unknown.
 uint64_t free_space(const std::filesystem::path& folder);
 /// Makes renames and removals in `folder` durable.

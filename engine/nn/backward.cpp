@@ -76,7 +76,7 @@ double back_propagate(const ForwardContext& context, const BackwardPass& pass) {
   double loss = 0;
   {
     const Workspace::Scope end(workspace);
-    const OutputView logits = workspace.floats({pass.hidden.shape[0], pass.model.facts().vocab});
+    const OutputView logits = workspace.floats({pass.model.logit_rows(context.batch), pass.model.facts().vocab});
     record(recording, [&] {
       if (!pass.blocks.empty()) pass.blocks.back()->forward(recording, inputs.back());
       pass.model.head(recording, inputs.back(), logits);

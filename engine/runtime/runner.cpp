@@ -31,6 +31,13 @@ TensorView Runner::logits(const TensorView& hidden_rows, const TensorView& posit
 
 TensorView Runner::run(const Batch& batch) {
   const TensorView all = hidden(batch);
+  if (model_.facts().image) {
+    const nn::BatchRows images = batch.rows();
+    const OutputView out = sized(backend_, logits_, model_.logit_rows(images), model_.facts().vocab);
+    Workspace::Scope scope(workspace_);
+    model_.head(context(images), all, out);
+    return out;
+  }
   const auto& wanted = batch.logit_rows();
   if (wanted.empty()) return {};
   const Shape rows{int64_t(wanted.size())};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/attention_whole.h"
 #include "kernels/cpu/cpu_backend.h"
 
 namespace ballast {
@@ -32,10 +33,37 @@ AttentionTask task_for(const Attention& op, const AttentionSpan& span) {
   return task;
 }
 
+// The whole span at once where there are spans and heads enough for all threads; more cuts would pack keys and values
+// more often.
+int64_t queries_per_unit(const Attention& op, const AttentionSpan& span, int64_t threads) {
+  const int64_t units = int64_t(op.spans.size()) * op.heads;
+  const int64_t cuts = units >= 4 * threads ? 1 : 2 * threads;
+  return std::min(kWholeQueries, (span.rows + cuts - 1) / cuts);
+}
+
 }  // namespace
+
+void CpuBackend::attend_whole(const Attention& op) {
+  const int64_t threads = pool_.threads();
+  pool_.parallel(threads, [&](int thread, int64_t first_share, int64_t last_share) {
+    for (int64_t share = first_share; share < last_share; ++share) {
+      int64_t unit = 0;
+      for (const AttentionSpan& span : op.spans) {
+        const int64_t queries = queries_per_unit(op, span, threads);
+        for (int64_t head = 0; head < op.heads; ++head)
+          for (int64_t first = 0; first < span.rows; first += queries, ++unit) {
+            if (unit % threads != share) continue;
+            const WholeAttention part{op, span, head, first, std::min(queries, span.rows - first)};
+            part.run(kernels_, thread_scratch(thread, part.scratch_floats()));
+          }
+      }
+    }
+  });
+}
 
 void CpuBackend::run(const Attention& op) {
   op.check();
+  if (!op.cache) return attend_whole(op);
   CHECK(op.cache.contiguous(), "attention: cache has gaps");
   const int64_t spans = int64_t(op.spans.size());
   pool_.parallel(spans * op.heads, [&](int, int64_t first, int64_t last) {

@@ -77,6 +77,7 @@ class CpuBackend final : public Backend {
   /// fill_blocks (see tiles.h) on all threads.
   void pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride, int64_t k_stride,
                    float sign, float* x_blocks);
+  void attend_whole(const Attention& op);
   void mirror_lower(double* out, int64_t size);
   float* thread_scratch(int thread, int64_t floats) { return scratch_[size_t(thread)].floats(floats); }
 

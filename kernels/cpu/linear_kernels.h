@@ -93,10 +93,7 @@ static inline void store_rows(float* p, int64_t rows, F value) {
 static inline F apply(uint8_t activation, F value) {
   if (activation == 0) return value;
   if (activation == 1) return max(value, broadcast(0));
-  float lanes[kLanes];
-  store(lanes, value);
-  for (float& x : lanes) x = 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-  return load(lanes);
+  return gelu(value);
 }
 
 static void write_tile(const LinearTask& task, int64_t tile, int64_t first_token, int64_t count,
