@@ -12,6 +12,7 @@
 #include "engine/runtime/runner.h"
 #include "tools/bench_kernels.h"
 #include "tools/console.h"
+#include "tools/flags.h"
 #include "tools/loaded_model.h"
 #include "tools/random_model.h"
 #include "tools/subcommand.h"
@@ -23,7 +24,7 @@ namespace {
 struct BenchOptions {
   std::string model;
   RandomModel random;  ///< shape empty: not asked for
-  std::string save;
+  std::string save, activations = "f32";
   KernelBenchOptions kernel_options;
   int64_t prompt = 512, generate = 64, repeat = 5;
   bool kernels = false, force = false, json = false;
@@ -211,7 +212,7 @@ void save(const BenchOptions& options) {
 void bench(const BenchOptions& options, const GlobalOptions& global) {
   check(options);
   if (!options.save.empty()) return save(options);
-  const auto backend = find_backend(global.backend);
+  const auto backend = find_backend(global.backend_with(options.activations));
   nlohmann::json object = {
       {"device", backend->description()}, {"version", version()}, {"repeat", options.repeat}};
   if (!options.random.shape.empty()) {
@@ -266,6 +267,7 @@ Subcommand add_bench(CLI::App& root, const GlobalOptions& global) {
   app->add_flag("--kernels", options->kernels,
                 "Rates of the quantizer's heavy steps beside oneDNN's SGEMM (libdnnl), with --repeat rounds");
   count("--kernel-size", options->kernel_options.size, 128, "Width and height of the layer in --kernels");
+  add_activations_flag(*app, options->activations);
   app->add_flag("--json", options->json, "Print one JSON object instead of a Markdown table");
   return {app, [options, &global] { bench(*options, global); }};
 }
