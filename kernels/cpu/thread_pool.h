@@ -34,6 +34,17 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
+  /// Calls body(thread, index) for every index of [0, count), each thread taking the next one as it gets done:
+  /// for items of unequal size.
+  template <class Body>
+  void deal(int64_t count, Body&& body) {
+    std::atomic<int64_t> next{0};
+    parallel(threads(), [&](int thread, int64_t, int64_t) {
+      for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+        body(thread, index);
+    });
+  }
+
  private:
   struct Job {
     int64_t count = 0;
