@@ -154,7 +154,20 @@ TEST_P(GradientStatisticsOf, FollowTheDefinitions) {
 INSTANTIATE_TEST_SUITE_P(, GradientStatisticsOf, testing::Values("plain", "post_norm_350m", "gelu"),
                          [](const auto& one) { return one.param; });
 
-TEST(GradientStatistics, OneSweepOverAllBlocksGivesTheBitsOfOnePassEach) {
+// ‖a − b‖ ≤ share·‖b‖
+testing::AssertionResult close(const std::vector<double>& a, const std::vector<double>& b, double share) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  if (a.size() == b.size() && difference <= share * share * norm) return testing::AssertionSuccess();
+  return testing::AssertionFailure() << "off by " << std::sqrt(difference / norm);
+}
+
+// The stream is kept in binary16: behind the first block a pass of its own begins with inputs that are rounded,
+// up to 2⁻¹¹ of each, and statistics that are products of four such numbers.
+TEST(GradientStatistics, OneSweepOverAllBlocksGivesWhatOnePassEachGives) {
   Tiny all("plain", 0);
   GradientRequest request = all.request(0, {.output_adaptive = true, .guided_groups = 2});
   request.observed = all.model->facts().layers;
@@ -163,13 +176,15 @@ TEST(GradientStatistics, OneSweepOverAllBlocksGivesTheBitsOfOnePassEach) {
   for (int64_t first = 0; first < all.model->facts().layers; ++first) {
     Tiny one("plain", first, 3);  // and of another number of threads
     const GradientStatistics part = gather_gradients(one.request(first, request.kinds));
-    EXPECT_EQ(part.loss, whole.loss);
+    const double share = first == 0 ? 0 : 0x1p-6;
+    EXPECT_NEAR(part.loss, whole.loss, share * whole.loss);
     EXPECT_EQ(part.layers.size(), 6u);
     for (const LayerGradients& layer : part.layers) {
       const LayerGradients* same = whole.find(layer.name);
       ASSERT_NE(same, nullptr) << layer.name;
-      EXPECT_EQ(layer.output_adaptive.sum, same->output_adaptive.sum) << layer.name;
-      for (size_t group = 0; group < 2; ++group) EXPECT_EQ(layer.guided[group].sum, same->guided[group].sum);
+      EXPECT_TRUE(close(layer.output_adaptive.sum, same->output_adaptive.sum, share)) << layer.name;
+      for (size_t group = 0; group < 2; ++group)
+        EXPECT_TRUE(close(layer.guided[group].sum, same->guided[group].sum, share)) << layer.name;
     }
   }
 }
