@@ -53,6 +53,12 @@ class Quantizer {
                     const TensorView& hidden, const TensorView& hidden_float);
   std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
   InputMoments gather(nn::Branch& branch, nn::Branch* float_branch, bool contract);
+  /// Without a reference stream its room holds the contract layer's inputs where they are no wider: attention, the
+  /// dearest part, then runs once.
+  bool keeps_inputs(nn::Branch& branch) const {
+    return !reference_ && !job_.recipe.one_pass &&
+           branch.contract().in_features() <= job_.model.facts().hidden;
+  }
   void advance(nn::Branch& branch, nn::Branch* float_branch);
   GridOptions grid_of(const nn::Linear& layer, bool in_block) const;
   /// True if none of `layers` is left to be solved: their input need not be seen.
@@ -214,9 +220,17 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
 void Quantizer::advance(nn::Branch& branch, nn::Branch* float_branch) {
   if (!stream_) return;
   stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-    if (!kept_inputs_) return branch.forward(part.context, part.hidden);
-    const OutputView u = part.context.workspace.floats({part.hidden.shape[0], kept_inputs_.width()});
-    kept_inputs_.load(job_.backend, part.first_row, u);
+    if (!keeps_inputs(branch)) return branch.forward(part.context, part.hidden);
+    const int64_t rows = part.hidden.shape[0], width = branch.contract().in_features();
+    const OutputView u = part.context.workspace.floats({rows, width});
+    if (kept_inputs_) {
+      kept_inputs_.load(job_.backend, part.first_row, u);
+    } else {  // they are rounded just the same
+      const StoredRows stored(job_.backend, rows, width);
+      stored.store(job_.backend, 0,
+                   branch.contract_input(part.context, branch.expand_input(part.context, part.hidden)));
+      stored.load(job_.backend, 0, u);
+    }
     branch.finish(part.context, u, part.hidden);
   });
   if (float_branch)
@@ -240,7 +254,6 @@ void Quantizer::quantize_block(int64_t index) {
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
     nn::Branch* const float_branch = float_block ? float_block->branches[i].get() : nullptr;
-    const int64_t width = branch.contract().in_features();
     bool reference_moved = !whole.empty();
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = layers_of(branch, contract);
@@ -248,10 +261,8 @@ void Quantizer::quantize_block(int64_t index) {
         install_settled(layers, true);
         continue;
       }
-      // Without a reference stream its room holds the contract layer's inputs where they are no wider:
-      // attention, the dearest part, then runs once.
-      if (contract && !reference_ && !job_.recipe.one_pass && width <= job_.model.facts().hidden)
-        kept_inputs_ = StoredRows(job_.backend, stream_->rows(), width);
+      if (contract && keeps_inputs(branch))
+        kept_inputs_ = StoredRows(job_.backend, stream_->rows(), branch.contract().in_features());
       quantize_layers(layers,
                       job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)])
                                            : gather(branch, float_branch, contract),
