@@ -39,11 +39,11 @@ std::string plain(const std::string& value) {
 
 // Structured bindings name every member, so that a new one does not compile until it is added here.
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
-  const auto& [method, grid, overrides, head_bits, curvature, curvature_groups, damping, act_order,
+  const auto& [method, grid, overrides, target_bits, layer_bits, head_bits, curvature, curvature_groups, damping, act_order,
                static_groups, options, one_pass, compensation, asymmetric, tune_epochs,
                correct_drift] = recipe;
-  const auto& [sweeps, greedy_order, anneal, refit_scales, per_layer, outlier_threshold, stat_bits,
-               block_size] = options;
+  const auto& [sweeps, greedy_order, anneal, refit_scales, unbiased_scales, per_layer, outlier_threshold,
+               stat_bits, block_size] = options;
   const auto& [bits, group_size, symmetric, clip_search, range_shrink] = grid;
   fingerprint["--method"] = method;
   fingerprint["--bits"] = text_of(int64_t(bits));
@@ -52,6 +52,8 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   fingerprint["--clip-search"] = text_of(clip_search);
   fingerprint["--range-shrink"] = text_of(range_shrink);
   fingerprint["--override and --skip"] = text_of(overrides);
+  static_cast<void>(layer_bits);  // follows from everything else
+  fingerprint["--target-bits"] = text_of(target_bits);
   fingerprint["--head-bits"] = text_of(int64_t(head_bits));
   fingerprint["--curvature"] = name_of(curvature);
   fingerprint["--curvature-groups"] = text_of(curvature_groups);
@@ -59,6 +61,7 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   fingerprint["--greedy-order"] = text_of(greedy_order);
   fingerprint["--anneal"] = text_of(anneal);
   fingerprint["--refit-scales"] = text_of(refit_scales);
+  fingerprint["--unbiased-scales"] = text_of(unbiased_scales);
   fingerprint["--scale-scope layer"] = text_of(per_layer);
   fingerprint["--outlier-threshold"] = text_of(outlier_threshold);
   fingerprint["--stat-bits"] = text_of(int64_t(stat_bits));

@@ -272,6 +272,8 @@ void Journal::finish() {
   // First: what is left of a removal that is cut short is then no run to resume.
   fs::remove(state.folder / kJournal, ignored);
   fs::remove_all(state.folder, ignored);
+  state.records.clear();
+  state.numbers.clear();
   state.taken = false;  // another process may be at work there from now on
 }
 

@@ -47,6 +47,8 @@ void check_descent(const Method& method, const Recipe& recipe) {
   refuse(!options.anneal && !sweeps, method, "--no-anneal", "nothing sweeps; add --sweeps");
   refuse(!options.refit_scales && !sweeps, method, "--no-refit-scales",
          "scales are refitted in the sweeps of coordinate descent only");
+  refuse(!options.unbiased_scales && !sweeps && method.has_uniform_grid, method, "--no-unbiased-scales",
+         "scales stay as they were fitted; only those that sweeps refit are biased");
   if (options.per_layer && recipe.grid.group_size > 0)
     throw Error(
         "--scale-scope layer makes no sense with --group-size: groups are there to have scales of their own");

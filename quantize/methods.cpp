@@ -1,19 +1,40 @@
 #include "quantize/methods.h"
 
 #include "quantize/affine_fit.h"
+#include "quantize/methods/billm.h"
 #include "quantize/methods/comq.h"
 #include "quantize/methods/gptq.h"
 #include "quantize/methods/rtn.h"
+#include "quantize/methods/spqr.h"
 
 namespace ballast {
 namespace {
 
 constexpr int kAffineBits[] = {2, 3, 4, 8};
+constexpr int kOneBit[] = {1};
 
 constexpr Method kMethods[] = {
     {.name = "rtn", .solve = solve_rtn, .uses_curvature = false, .bits = kAffineBits, .sweeps = -1},
     {.name = "gptq", .solve = solve_gptq, .bits = kAffineBits},
-    {.name = "comq", .solve = solve_comq, .bits = kAffineBits, .has_column_order = false, .sweeps = 8},
+    {.name = "comq", .solve = solve_comq, .bits = kAffineBits, .has_column_order = false, .sweeps = 16},
+    // Damping of the paper's near-lossless command.
+    {.name = "spqr",
+     .solve = solve_spqr,
+     .bits = kAffineBits,
+     .has_uniform_grid = false,
+     .has_column_order = false,
+     .one_curvature = true,
+     .group_size = 16,
+     .damping = 1,
+     .sweeps = -1},
+    {.name = "billm",
+     .solve = solve_billm,
+     .bits = kOneBit,
+     .has_groups = false,
+     .has_uniform_grid = false,
+     .has_column_order = false,
+     .one_curvature = true,
+     .sweeps = -1},
 };
 
 }  // namespace

@@ -68,7 +68,7 @@ struct Method {
   bool has_groups = true;        ///< false: blocks of its own instead of --group-size
   bool has_uniform_grid = true;  ///< zero point and range can be chosen: --symmetric, --clip-search, …
   bool has_column_order = true;  ///< --act-order and --static-groups apply
-  int64_t row_unit = 1;          ///< rows are independent in units of so many; 0: all rows belong together
+  bool one_curvature = false;    ///< rows share choices: --curvature guided keeps them in one run
   int64_t group_size = 0;        ///< default; 0: the whole row
   double damping = 0.01;         ///< default
   int sweeps = 0;                ///< default of coordinate descent; -1: it has none

@@ -47,7 +47,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
     const double group = double(grid.group_size);
-    const double per_weight = grid.bits + (16 + grid.bits) / group;
+    const double per_weight = recipe.target_bits > 0 ? recipe.target_bits : grid.bits + (16 + grid.bits) / group;
     ++plan.modules;
     plan.weights += int64_t(in * out);
     bits += per_weight * in * out;
@@ -83,9 +83,11 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
         }
       }
   }
-  if (recipe.head_bits) {
+  if (recipe.head_bits || recipe.target_bits > 0) {
     const nn::Linear& head = model.lm_head();
-    count(head, recipe.head_grid(head.name, head.in_features()), false);
+    GridOptions grid = recipe.head_grid(head.name, head.in_features());
+    if (!recipe.head_bits) grid.bits = recipe.grid.bits;
+    count(head, grid, false);
   }
   plan.journal_bytes += uint64_t(tokens * 4);
   plan.bits_per_weight = plan.weights > 0 ? bits / double(plan.weights) : 0;

@@ -11,6 +11,7 @@
 #include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/records.h"
+#include "quantize/source_weight.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
 #include "quantize/tuning.h"
@@ -53,13 +54,9 @@ class Quantizer {
                     const TensorView& hidden, const TensorView& hidden_float);
   std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
   InputMoments gather(nn::Branch& branch, nn::Branch* float_branch, bool contract);
-  /// Without a reference stream its room holds the contract layer's inputs where they are no wider: attention, the
-  /// dearest part, then runs once.
-  bool keeps_inputs(nn::Branch& branch) const {
-    return !reference_ && !job_.recipe.one_pass &&
-           branch.contract().in_features() <= job_.model.facts().hidden;
-  }
-  void advance(nn::Branch& branch, nn::Branch* float_branch);
+  bool keeps_inputs(nn::Branch& branch) const;
+  void advance(nn::Branch& branch);
+  void advance_reference(nn::Block* float_block, size_t begin, size_t end);
   GridOptions grid_of(const nn::Linear& layer, bool in_block) const;
   /// True if none of `layers` is left to be solved: their input need not be seen.
   bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
@@ -73,8 +70,6 @@ class Quantizer {
   void install(nn::Linear& layer, LayerRecord record, bool in_block);
   void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
-
-  std::vector<float> float_weight(const nn::Linear& layer) const;
 
   const QuantizeJob& job_;
   const Method& method_;
@@ -98,9 +93,15 @@ QuantizeReport Quantizer::run() {
   if (job_.recipe.tune_epochs > 0) {
     reference_.reset();
     gradients_.reset();
-    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
-                                     {.epochs = job_.recipe.tune_epochs}, [](int64_t, int64_t) {});
-    fprintf(stderr, "tuned %f -> %f\n", result.before, result.after);
+    const TuningResult result =
+        tune(job_.backend, job_.model, job_.tokens, untuned_, {.epochs = job_.recipe.tune_epochs},
+             [&](int64_t done, int64_t all) {
+               QuantizeProgress at = progress_;
+               at.module = str("tuning, step ", done, " of ", all);
+               job_.progress(at);
+             });
+    report_.tuning_before = result.before;
+    report_.tuning_after = result.after;
     for (LayerRecord& record : untuned_) {
       record.bias = output_.stored(record.report.name, std::move(record.bias));
       write(record, true);
@@ -215,27 +216,38 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
   return all;
 }
 
-// Both streams through one branch whose layers are all done. Without moments to gather, as on resuming, the
-// reference has not been moved on yet.
-void Quantizer::advance(nn::Branch& branch, nn::Branch* float_branch) {
+// Without a reference stream its room holds the contract layer's inputs where they are no wider: attention, the
+// dearest part, then runs once.
+bool Quantizer::keeps_inputs(nn::Branch& branch) const {
+  return !reference_ && !job_.recipe.one_pass && branch.contract().in_features() <= job_.model.facts().hidden;
+}
+
+// The stream through one branch whose layers are all done. Inputs that are kept have been rounded; where none
+// were gathered, as on resuming, they are rounded here, so that the stream has the same bits either way.
+void Quantizer::advance(nn::Branch& branch) {
   if (!stream_) return;
+  const bool gathered = bool(kept_inputs_);
+  if (keeps_inputs(branch) && !gathered)
+    kept_inputs_ = StoredRows(job_.backend, stream_->rows(), branch.contract().in_features());
   stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
-    if (!keeps_inputs(branch)) return branch.forward(part.context, part.hidden);
-    const int64_t rows = part.hidden.shape[0], width = branch.contract().in_features();
-    const OutputView u = part.context.workspace.floats({rows, width});
-    if (kept_inputs_) {
-      kept_inputs_.load(job_.backend, part.first_row, u);
-    } else {  // they are rounded just the same
-      const StoredRows stored(job_.backend, rows, width);
-      stored.store(job_.backend, 0,
-                   branch.contract_input(part.context, branch.expand_input(part.context, part.hidden)));
-      stored.load(job_.backend, 0, u);
-    }
+    if (!kept_inputs_) return branch.forward(part.context, part.hidden);
+    if (!gathered)
+      kept_inputs_.store(job_.backend, part.first_row,
+                         branch.contract_input(part.context, branch.expand_input(part.context, part.hidden)));
+    const OutputView u = part.context.workspace.floats({part.hidden.shape[0], kept_inputs_.width()});
+    kept_inputs_.load(job_.backend, part.first_row, u);
     branch.finish(part.context, u, part.hidden);
   });
-  if (float_branch)
-    reference_->for_each_part(
-        nullptr, [&](const HiddenStream::Part& part) { float_branch->forward(part.context, part.hidden); });
+  kept_inputs_ = StoredRows();
+}
+
+// The reference stream through the branches [begin, end) of a block, whose inputs need not be seen. One pass, as
+// where they are: each pass rounds what it leaves.
+void Quantizer::advance_reference(nn::Block* float_block, size_t begin, size_t end) {
+  if (!float_block) return;
+  reference_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+    for (size_t i = begin; i < end; ++i) float_block->branches[i]->forward(part.context, part.hidden);
+  });
 }
 
 void Quantizer::quantize_block(int64_t index) {
@@ -251,14 +263,15 @@ void Quantizer::quantize_block(int64_t index) {
   if (!block_settled) gather_block_gradients(index);
   std::vector<InputMoments> whole;
   if (job_.recipe.one_pass && !block_settled) whole = observe_whole(*block, float_block.get());
+  if (job_.recipe.one_pass && block_settled) advance_reference(float_block.get(), 0, block->branches.size());
   for (size_t i = 0; i < block->branches.size(); ++i) {
     nn::Branch& branch = *block->branches[i];
     nn::Branch* const float_branch = float_block ? float_block->branches[i].get() : nullptr;
-    bool reference_moved = !whole.empty();
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = layers_of(branch, contract);
       if (settled(layers, true)) {
         install_settled(layers, true);
+        if (contract && !job_.recipe.one_pass) advance_reference(float_block.get(), i, i + 1);
         continue;
       }
       if (contract && keeps_inputs(branch))
@@ -267,10 +280,8 @@ void Quantizer::quantize_block(int64_t index) {
                       job_.recipe.one_pass ? std::move(whole[2 * i + size_t(contract)])
                                            : gather(branch, float_branch, contract),
                       true);
-      reference_moved |= contract;
     }
-    advance(branch, reference_moved ? nullptr : float_branch);
-    kept_inputs_ = StoredRows();
+    advance(branch);
   }
 }
 
@@ -303,7 +314,7 @@ void Quantizer::gather_block_gradients(int64_t first) {
        .observed = head ? 0 : 1,
        .head = head,
        .kinds = {.output_adaptive = !guided,
-                 .guided_groups = guided ? (method_.row_unit ? recipe.curvature_groups : 1) : 0}});
+                 .guided_groups = guided ? (method_.one_curvature ? 1 : recipe.curvature_groups) : 0}});
   if (!head) job_.model.unload_block(first);
 }
 
@@ -402,33 +413,12 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
   job_.progress(progress_);
 }
 
-std::vector<float> Quantizer::float_weight(const nn::Linear& layer) const {
-  std::vector<float> weight;
-  if (has_quantized_weight(job_.source, layer.name)) {
-    const QuantizedMatrix matrix =
-        read_quantized(job_.source, layer.name, layer.out_features(), layer.in_features());
-    weight.resize(size_t(layer.out_features() * layer.in_features()));
-    for (int64_t row = 0; row < layer.out_features(); ++row)
-      decode_row(matrix, row, weight.data() + row * layer.in_features());
-  } else {
-    const StoredTensor& tensor = job_.source.require(layer.name + ".weight");
-    weight = job_.source.floats(tensor);
-    job_.source.release(tensor);
-  }
-  for (size_t i = 0; i < weight.size(); ++i)
-    if (!std::isfinite(weight[i]))
-      throw Error(str(layer.name, ".weight: element [", int64_t(i) / layer.in_features(), ", ",
-                      int64_t(i) % layer.in_features(), "] is ", weight[i],
-                      "; a model with non-finite weights cannot be quantized"));
-  return weight;
-}
-
 LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
                              const std::optional<DriftMoments>& drift, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid = grid_of(layer, in_block);
-  const std::vector<float> weight = float_weight(layer);
+  const std::vector<float> weight = source_weight(job_.source, layer);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerSolution solution;

@@ -23,10 +23,25 @@ GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_fea
   if (grid.bits != 0 && in_features % grid.group_size != 0)
     throw Error(
         str("--group-size ", grid.group_size, " does not divide the ", in_features, " inputs of ", module));
+  if (grid.range_shrink == 0)
+    grid.range_shrink = standard_range_shrink(grid.bits, grid.group_size == in_features);
   return grid;
 }
 
 }  // namespace
+
+double standard_range_shrink(int bits, bool whole_row) {
+  switch (bits) {
+    case 2:
+      return 0.85;
+    case 3:
+      return whole_row ? 0.8 : 0.9;
+    case 4:
+      return whole_row ? 0.9 : 0.95;
+    default:
+      return 1;
+  }
+}
 
 const char* name_of(Compensation compensation) {
   for (const auto& [value, name] : kCompensations)
@@ -70,8 +85,10 @@ void Recipe::check() const {
     throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
   if (grid.group_size < 0)
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
-  if (!(grid.range_shrink > 0 && grid.range_shrink <= 1))
+  if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))
     throw Error(str("--range-shrink is ", grid.range_shrink, ", expected more than 0, up to 1"));
+  if (target_bits != 0 && (target_bits < 0 || !solver.has_width(2) || !solver.has_width(4)))
+    throw Error(str("--target-bits is ", target_bits, ": needs a positive average and a method with widths to choose from"));
   if (!(damping > 0 && damping <= 100))
     throw Error(str("--damping is ", damping, ", expected more than 0, up to 100"));
   if (!solver.uses_curvature) {
@@ -110,6 +127,7 @@ void Recipe::check() const {
 
 GridOptions Recipe::grid_for(const std::string& module, int64_t in_features) const {
   GridOptions out = grid;
+  if (const auto chosen = layer_bits.find(module); chosen != layer_bits.end()) out.bits = chosen->second;
   for (const LayerOverride& rule : overrides) {
     if (!std::regex_search(module, rule.regex)) continue;
     out = grid;

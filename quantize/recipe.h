@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <regex>
 #include <string>
 #include <vector>
@@ -35,7 +36,7 @@ struct GridOptions {
   int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
   bool symmetric = false;    ///< zero point in the middle of the codes
   bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
-  double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1]
+  double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1], or 0: standard_range_shrink
 };
 
 /// What single methods have beyond the grid. -1: the method's own value (Recipe::fill_defaults).
@@ -45,6 +46,7 @@ struct MethodOptions {
   bool greedy_order = false;  ///< each row by descending ‖x_j‖·|w_j|, the paper's order; slower
   bool anneal = true;         ///< damping falls from sweep to sweep, from 6 sweeps on
   bool refit_scales = true;
+  bool unbiased_scales = true;  ///< afterwards each row gets its output's full size back, see unbias.h
   bool per_layer = false;  ///< comq: one scale for the whole layer
 
   // SpQR (arXiv 2306.03078)
@@ -54,6 +56,10 @@ struct MethodOptions {
   // BiLLM (arXiv 2402.04291)
   int64_t block_size = 128;  ///< columns that share salient columns and a row's coefficients
 };
+
+/// The β that measured best on the bundled model at each width: few levels are better spent on the many small weights.
+/// Related: MagR (arXiv 2406.00800) shrinks by 0.8 to 0.95.
+double standard_range_shrink(int bits, bool whole_row);
 
 /// Another width or group size, or none at all, for the modules whose name matches.
 struct LayerOverride {
@@ -67,7 +73,11 @@ struct Recipe {
   std::string method = "gptq";
   GridOptions grid;
   std::vector<LayerOverride> overrides;  ///< the last match wins
-  int head_bits = 0;  ///< also quantize the head (and the embedding tied to it); 0: leave it
+  /// Bits per weight to meet on average, the head included, with a width for each layer (bit_allocation.h); 0: one
+  /// width for all.
+  double target_bits = 0;
+  std::map<std::string, int> layer_bits;  ///< what bit allocation chose; an override wins
+  int head_bits = 0;                      ///< also quantize the head (and the embedding tied to it); 0: leave it
 
   CurvatureKind curvature = CurvatureKind::activation;
   int64_t curvature_groups = 4;  ///< guided: runs of rows with a curvature of their own, at most

@@ -207,4 +207,21 @@ CalibrationTokens tokens_from_bytes(std::string_view bytes, const std::string& w
   return tokens;
 }
 
+// JSON: {"module": width, …}
+std::string to_bytes(const std::map<std::string, int>& widths) {
+  return nlohmann::json(widths).dump();
+}
+
+std::map<std::string, int> widths_from_bytes(std::string_view bytes, const std::string& what) {
+  const nlohmann::json json = nlohmann::json::parse(bytes, nullptr, false);
+  std::map<std::string, int> widths;
+  if (!json.is_object()) throw Error(what + ": is not a list of widths");
+  for (const auto& [module, width] : json.items()) {
+    if (!width.is_number_integer() || width < 2 || width > 8)
+      throw Error(what + ": the width of " + module + " is not one");
+    widths[module] = width;
+  }
+  return widths;
+}
+
 }  // namespace ballast

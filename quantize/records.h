@@ -1,6 +1,7 @@
 // What a run keeps of its finished parts, to and from bytes: the same bits back.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,14 +26,17 @@ inline std::string layer_key(const std::string& module) {
   return "layer " + module;
 }
 inline constexpr char kTokensKey[] = "calibration tokens";
+inline constexpr char kWidthsKey[] = "widths";
 inline constexpr char kAllLayers[] = "all layers";  ///< an empty record behind the last layer's
 
 std::string to_bytes(const LayerRecord& record);
 std::string to_bytes(const CalibrationTokens& tokens);
+std::string to_bytes(const std::map<std::string, int>& widths);
 
 /// Any bytes give a consistent value or one Error that begins with `what`; memory is bounded by the bytes'
 /// own number.
 LayerRecord layer_from_bytes(std::string_view bytes, const std::string& what);
 CalibrationTokens tokens_from_bytes(std::string_view bytes, const std::string& what);
+std::map<std::string, int> widths_from_bytes(std::string_view bytes, const std::string& what);
 
 }  // namespace ballast

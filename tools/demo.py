@@ -17,7 +17,7 @@ BITS = [(4, 0), (3, 0), (2, 64)]
 METHODS = [
     ("RTN", ["--method", "rtn", "--compensate", "none"]),
     ("GPTQ", ["--method", "gptq", "--compensate", "none"]),
-    ("GPTQ + compensation", ["--method", "gptq", "--compensate", "joint"]),
+    ("balanced recipe", ["--recipe", "balanced"]),
 ]
 CALIBRATION = ["--calibration", "self", "--samples", "32", "--length", "512"]
 
@@ -65,8 +65,8 @@ def main():
             print(row(label, report["bits_per_weight"], folder_bytes(folder), text, speed), flush=True)
     print("\nKL and top-1: against the float model, next-token distributions over models/demo/sample.txt."
           "\nThe embedding stays in float16 and is most of such a small model's size.\n")
-    print("The 3-bit model (GPTQ + compensation) continues a text:\n", flush=True)
-    subprocess.run([ballast, "generate", "-m", output / "w3-gptq-compensation", "-p",
+    print("The 3-bit model (balanced recipe) continues a text:\n", flush=True)
+    subprocess.run([ballast, "generate", "-m", output / "w3-balanced-recipe", "-p",
                     "The history of the city begins in the 12th century , when", "-n", "120", "--temperature", "0.8",
                     "--top-p", "0.95", "--seed", "7", "--echo", "--quiet"], check=True)
     print(f"\n\nDone in {time.monotonic() - start:.0f} s. The models are in {output}/.")

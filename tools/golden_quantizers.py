@@ -15,12 +15,14 @@ from safetensors.numpy import save
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import reference_descent as descent  # noqa: E402
 import reference_quantizers as reference  # noqa: E402
+import reference_spqr  # noqa: E402
 
 TIE = 1e-4
+JOINT_TIE = 2e-5  # where all rows must be lucky at once
 # More columns than the solver's blocks hold (128) in one, fewer tokens than columns, so that H is singular without damping.
 LAYERS = {
-    "narrow": {"rows": 24, "columns": 96, "tokens": 128, "positions": 5, "dead": [13], "offset": 1.5, "seed": 1},
-    "wide": {"rows": 16, "columns": 160, "tokens": 64, "positions": 4, "dead": [], "offset": 0.5, "seed": 2},
+    "narrow": {"rows": 24, "columns": 96, "tokens": 100, "positions": 5, "dead": [13], "offset": 1.5, "seed": 1},
+    "wide": {"rows": 12, "columns": 160, "tokens": 48, "positions": 4, "dead": [], "offset": 0.5, "seed": 2},
 }
 GRID_CASES = [
     {"name": "rtn_w2", "bits": 2},
@@ -53,10 +55,23 @@ DESCENT_CASES = [
     {"name": "descent_w2", "start": "rtn_w2", "sweeps": 2, "start_at_target": True},
     {"name": "descent_w2_refit", "start": "rtn_w2", "sweeps": 3, "start_at_target": True, "refit": "row"},
     {"name": "descent_w2_greedy", "start": "rtn_w2", "sweeps": 2, "start_at_target": True, "order": "greedy"},
+    {"name": "descent_w3_blocks", "start": "rtn_w3_clip", "sweeps": 2, "start_at_target": True, "order": "blocks"},
     {"name": "descent_w4_g32", "start": "rtn_w4_g32", "sweeps": 2, "start_at_target": True, "damping": 0.01},
 ]
 CASES = ([{"method": "rtn", **case} for case in GRID_CASES] + [{"method": "gptq", **case} for case in GPTQ_CASES]
          + [{"method": "descent", **case} for case in DESCENT_CASES])
+# Rows depend on each other, so these are solved once weights are drawn, and only reported if they come close to a tie.
+JOINT_CASES = [
+    {"name": "layer_scale_w3", "method": "start", "bits": 3},
+    {"name": "descent_w3_layer", "method": "descent", "start": "layer_scale_w3", "sweeps": 2, "start_at_target": True,
+     "refit": "layer"},
+]
+# Rows share statistics. The damping is raised by a few percent until nothing is near a tie.
+SPQR_CASES = [
+    {"name": "spqr_w4", "bits": 4, "group_size": 16, "damping": 1.0},
+    {"name": "spqr_w3_coarse", "bits": 3, "group_size": 32, "damping": 0.1, "stat_bits": 2, "outlier_threshold": 0.5},
+    {"name": "spqr_w2", "bits": 2, "group_size": 16, "damping": 0.5},
+]
 COMPENSATED = ("rtn_w2", "gptq_w2_centred")
 
 
@@ -96,13 +111,15 @@ def arguments(case, *names):
 
 def origin_of(case):
     """The case whose grid and codes this one starts from; itself where it starts from nothing."""
-    return next(other for other in CASES if other["name"] == case.get("start", case["name"]))
+    return next(other for other in CASES + JOINT_CASES if other["name"] == case.get("start", case["name"]))
 
 
 def solve(case, w, x):
     """The reference's answer; its margins include those of the case it starts from."""
     if case["method"] == "rtn":
         return reference.rtn(w, options_of(case))
+    if case["method"] == "start":
+        return descent.one_scale_for_all(w, options_of(case))
     h, dead = reference.activation_curvature(x, case.get("centred", False))
     if case["method"] == "gptq":
         return reference.gptq(w, h, dead, options_of(case), **arguments(case, "damping", "act_order", "static_groups"))
@@ -132,6 +149,22 @@ def weights_without_ties(layer, x, random):
     return w
 
 
+def put_spqr(tensors, case, w, x):
+    """Adds the case's tensors; returns the case with the damping that was used."""
+    h, dead = reference.activation_curvature(x)
+    for step in range(100):
+        damping = case["damping"] * (1 + step / 64)
+        solution = reference_spqr.spqr(w, h, dead, case["bits"], case["group_size"], damping=damping,
+                                       stat_bits=case.get("stat_bits", 3), threshold=case.get("outlier_threshold", 0.2))
+        if solution.margins.row.min() >= JOINT_TIE:
+            break
+    for key in ("codes", "scale_codes", "zero_codes", "outlier"):
+        tensors[f"{case['name']}.{key}"] = getattr(solution, key).astype(np.uint8)
+    tensors[case["name"] + ".stats"] = solution.stats.astype(np.float32)
+    tensors[case["name"] + ".values"] = solution.values[solution.outlier].astype(np.float32)
+    return {"method": "spqr", **case, "damping": damping}
+
+
 def put_compensation(put, facts, w, q, x, x_float, positions):
     """The biases and what they leave: E|W x_f - Q x - c|^2 / E|W x|^2 with W x_f taken to differ from W x by its mean."""
     channel, drift = reference.compensation(w, q, x), reference.compensation(w, q, x, x_float)
@@ -150,16 +183,21 @@ def write_layer(out_dir, name, layer):
     x, x_float, residual, positions, random = inputs(layer)
     w = weights_without_ties(layer, x, random)
     tensors = {"x": x, "x_float": x_float, "residual": residual, "positions": positions, "weight": w}
-    for case in CASES:
+    for case in CASES + JOINT_CASES:
         cases.append({"bits": options_of(origin_of(case)).bits, **case})
         solution = solve(case, w, x)
+        if solution.margins.row.min() < JOINT_TIE:
+            raise SystemExit(f"{name}, {case['name']}: a decision within {solution.margins.row.min():.1e} of a tie; change the seed")
         put = lambda key, value, dtype=np.float32: tensors.__setitem__(f"{case['name']}.{key}", np.asarray(value, dtype))
         put("codes", solution.codes, np.uint8)
         put("zeros", solution.zeros, np.uint8)
         put("scales", solution.scales)
         q = solution.decoded()
         if case["name"] in COMPENSATED:
+            h = reference.activation_curvature(x, case.get("centred", False))[0]
+            put("gains", descent.output_gains(w.astype(float), q, h))
             put_compensation(put, cases[-1], w, q, x, x_float, positions)
+    cases += [put_spqr(tensors, case, w, x) for case in SPQR_CASES]
     for key, centred in (("target", False), ("target_centred", True)):
         tensors[key] = reference.asymmetric_target(w, x_float, x, centred=centred).astype(np.float32)
         tensors[key + "_residual"] = reference.asymmetric_target(w, x_float, x, centred=centred,

@@ -10,7 +10,9 @@
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "models/registry.h"
+#include "quantize/bit_allocation.h"
 #include "quantize/methods.h"
+#include "quantize/named_recipe.h"
 #include "quantize/quantizer.h"
 #include "quantize/records.h"
 #include "tools/console.h"
@@ -26,6 +28,8 @@ constexpr uint64_t kLargestText = uint64_t(4) << 30;
 struct QuantizeOptions {
   std::string model, output, report;
   Recipe recipe;
+  std::string name;                         ///< of the recipe; empty: balanced, or none where a method is named
+  std::function<bool(const char* flag)> given;  ///< whether a flag was set: it wins over the recipe
   std::string scale_scope = "channel";
   std::string compensation;           ///< empty: the method's default
   std::optional<bool> correct_drift;  ///< empty: the method's default
@@ -75,8 +79,32 @@ LayerOverride parse_override(const std::string& text) {
   return rule;
 }
 
+// The named recipe's part of the choices, but for those that a flag made.
+void apply_named(const QuantizeOptions& options, Recipe& recipe) {
+  const auto given = [&](std::initializer_list<const char*> flags) {
+    return std::any_of(flags.begin(), flags.end(), options.given);
+  };
+  const std::string name = !options.name.empty() ? options.name : given({"--method"}) ? "" : "balanced";
+  if (name.empty()) return;
+  const NamedRecipe named = named_recipe(name);
+  if (recipe.method != "gptq")
+    throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq", name,
+                            recipe.method));
+  if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
+  if (!given({"--damping"})) recipe.damping = named.damping;
+  if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
+  if (!given({"--asymmetric"})) recipe.asymmetric = named.asymmetric;
+  if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
+  const bool tunable = recipe.compensation == Compensation::channel || recipe.compensation == Compensation::joint;
+  if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
+}
+
 Recipe finished_recipe(const QuantizeOptions& options) {
   Recipe recipe = options.recipe;
+  if (recipe.target_bits > 0) {
+    if (recipe.grid.bits != 0) throw Error("--target-bits chooses the widths: leave --bits out");
+    recipe.grid.bits = recipe.target_bits < 3 ? 2 : recipe.target_bits < 4 ? 3 : 4;
+  }
   recipe.fill_defaults();
   if (options.scale_scope != "channel" && options.scale_scope != "layer")
     throw Error(fmt::format("--scale-scope is \"{}\", expected channel or layer", options.scale_scope));
@@ -89,6 +117,8 @@ Recipe finished_recipe(const QuantizeOptions& options) {
                             : compensation_named(options.compensation);
   recipe.correct_drift =
       options.correct_drift.value_or(feedback && recipe.compensation != Compensation::none);
+  apply_named(options, recipe);
+  if (recipe.compensation == Compensation::none && !options.correct_drift) recipe.correct_drift = false;
   for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
   for (const std::string& pattern : options.skips)
     recipe.overrides.push_back({.pattern = pattern, .regex = compile("--skip", pattern), .bits = 0});
@@ -185,9 +215,14 @@ nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& rep
   return json;
 }
 
-void print_report(const Run& run, const QuantizeReport& report, double calibration_seconds) {
-  const QuantizeOptions& options = run.options;
-  const nlohmann::json json = json_of(options, report, run.checkpoint, calibration_seconds);
+struct Outcome {
+  QuantizeReport report;
+  double calibration_seconds = 0;
+};
+
+void print_report(const QuantizeOptions& options, const Checkpoint& source, const Outcome& outcome) {
+  const auto& [report, calibration_seconds] = outcome;
+  const nlohmann::json json = json_of(options, report, source, calibration_seconds);
   if (!options.report.empty()) write_report(options.report, {{json, options.output}});
   if (options.json) return print_json(json);
   print(report.table());
@@ -198,7 +233,31 @@ void print_report(const Run& run, const QuantizeReport& report, double calibrati
       human_seconds(calibration_seconds), human_bytes(double(report.peak_memory_bytes))));
 }
 
-void calibrate_and_quantize(const Run& run) {
+// The recipe with a width for every layer. Kept, since it takes a pass forth and back through the model.
+Recipe with_widths(const Run& run, const CalibrationTokens& tokens) {
+  Recipe recipe = run.recipe;
+  if (const auto bytes = run.journal.find(kWidthsKey)) {
+    recipe.layer_bits = widths_from_bytes(*bytes, kWidthsKey);
+  } else {
+    Progress progress(run.global);
+    recipe.layer_bits = choose_widths({.source = run.checkpoint,
+                                       .backend = run.backend,
+                                       .model = run.model,
+                                       .tokens = tokens,
+                                       .recipe = recipe,
+                                       .progress = [&](int64_t done, int64_t all) {
+                                         check_interrupt();
+                                         progress.update(fmt::format("sensitivities: {} of {}", done, all));
+                                       }});
+    progress.finish();
+    run.journal.append(kWidthsKey, to_bytes(recipe.layer_bits));
+  }
+  if (const auto head = recipe.layer_bits.find(run.model.lm_head().name); head != recipe.layer_bits.end())
+    recipe.head_bits = head->second;
+  return recipe;
+}
+
+Outcome calibrate_and_quantize(const Run& run) {
   const Clock::time_point begun = Clock::now();
   const CalibrationTokens tokens = calibration_tokens(run);
   const double calibration_seconds = seconds_since(begun);
@@ -206,13 +265,14 @@ void calibrate_and_quantize(const Run& run) {
   if (tokens.samples * tokens.length < 2 * run.model.facts().ffn)
     spdlog::warn("{} calibration tokens are few for layers of {} inputs; expect damping to do the work",
                  tokens.samples * tokens.length, run.model.facts().ffn);
+  const Recipe recipe = run.recipe.target_bits > 0 ? with_widths(run, tokens) : run.recipe;
   Progress progress(run.global);
   const Clock::time_point start = Clock::now();
   const QuantizeReport report =
       quantize_model({.source = run.checkpoint,
                       .backend = run.backend,
                       .model = run.model,
-                      .recipe = run.recipe,
+                      .recipe = recipe,
                       .tokens = tokens,
                       .writer = run.writer,
                       .journal = &run.journal,
@@ -224,8 +284,7 @@ void calibrate_and_quantize(const Run& run) {
                                                     human_seconds(each * double(at.total - at.done))));
                       }});
   progress.finish();
-  run.journal.finish();
-  print_report(run, report, calibration_seconds);
+  return {report, calibration_seconds};
 }
 
 // All that the output's bytes depend on. Names of files do not count, their content does.
@@ -255,20 +314,21 @@ uint64_t space_needed(const QuantizePlan& plan, const Journal& journal) {
 
 // Runs `work`; when it is cut short, says what is kept and how to go on.
 template <class Work>
-void saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& plan, const Journal& journal,
+auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& plan, const Journal& journal,
                          const Work& work) {
   const auto kept = [&] {
+    if (journal.count("") == 0) return std::string("nothing was finished");
     return fmt::format("{} of {} modules are kept in {}; the same command with --resume goes on from there",
                        journal.count(layer_key("")), plan.modules, options.output);
   };
   try {
-    work();
+    return work();
   } catch (const Interrupted&) {
     spdlog::warn("interrupted; {}", kept());
     throw;
   } catch (const RuntimeFailure& failure) {
-    throw RuntimeFailure(fmt::format("{}; {} and needs about {} of disk space", failure.what(), kept(),
-                                     human_bytes(1.05 * double(space_needed(plan, journal)))));
+    throw RuntimeFailure(fmt::format("{}; about {} of disk space are still needed; {}", failure.what(),
+                                     human_bytes(1.05 * double(space_needed(plan, journal))), kept()));
   }
 }
 
@@ -303,9 +363,12 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
     spdlog::info("resumed, {} of {} modules done", journal.count(layer_key("")), plan.modules);
   else if (options.resume)
     spdlog::info("{}: nothing to resume, starting", options.output);
-  saying_what_is_kept(options, plan, journal, [&] {
-    calibrate_and_quantize({options, global, recipe, checkpoint, *backend, *model, writer, journal, length});
+  const Outcome outcome = saying_what_is_kept(options, plan, journal, [&] {
+    return calibrate_and_quantize(
+        {options, global, recipe, checkpoint, *backend, *model, writer, journal, length});
   });
+  journal.finish();
+  print_report(options, checkpoint, outcome);
 }
 
 // Flags of single methods; Recipe::check refuses them with others.
@@ -314,13 +377,17 @@ void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale
     return app.add_option(flag, value, help)->type_name(type);
   };
   option("--sweeps", method.sweeps, "N",
-         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 8 with comq, else 0");
+         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 16 with comq, "
+         "else 0");
   app.add_flag("--anneal,!--no-anneal", method.anneal,
                "6 sweeps or more begin with heavy damping that falls from sweep to sweep. Default: on");
-  app.add_flag("--greedy-order", method.greedy_order,
-               "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
+  app.add_flag(
+      "--greedy-order", method.greedy_order,
+      "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
   app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
                "Sweeps also refit scales, in closed form. Default: on");
+  app.add_flag("--unbiased-scales,!--no-unbiased-scales", method.unbiased_scales,
+               "After the sweeps, scale each output back to full size: least squares shrinks it. Default: on");
   option("--scale-scope", scale_scope, "NAME",
          "comq: channel (each row or group its own scale) or layer (one for all rows)")
       ->capture_default_str();
@@ -342,18 +409,28 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   recipe.grid.bits = 0;
   recipe.grid.group_size = -1;
   recipe.damping = -1;
-  CLI::App* app = root.add_subcommand("quantize", "Quantize a model to 1, 2, 3, 4 or 8 bits, without training");
+  CLI::App* app =
+      root.add_subcommand("quantize", "Quantize a model to 1, 2, 3, 4 or 8 bits, without training");
   const auto option = [app](const char* flag, auto& value, const char* type, const char* help) {
     return app->add_option(flag, value, help)->type_name(type);
   };
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
   option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8; billm has no choice");
+  option("--target-bits", recipe.target_bits, "X",
+         "Instead of --bits: stored bits per weight to meet on average, the head included, with widths of 2, 3, 4 or 8 "
+         "chosen layer by layer from the loss they are predicted to cost");
   option("--group-size", recipe.grid.group_size, "N",
          "Columns that share a scale; 0: the whole row. Default: 0; 16 with spqr");
   app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
+  options->given = [app](const char* flag) { return app->count(flag) > 0; };
+  option("--recipe", options->name, "NAME",
+         "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, ranges shrunk. "
+         "balanced: also targets and biases that make up for drift, about twice the time. best: then scales and biases "
+         "tuned towards the float model, about ten times. Default: balanced, or none where --method is given");
   option("--method", recipe.method, "NAME",
-         "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose scales "
+         "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose "
+         "scales "
          "are quantized too, outliers in 16 bits; billm: signs with scales per row and block")
       ->capture_default_str();
   add_method_options(*app, recipe.options, options->scale_scope);
@@ -366,7 +443,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },
       "Biases also take out the mean shift left by earlier layers. Default: on, off with rtn");
   app->add_option_function<std::string>(
-         "--curvature", [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
+         "--curvature",
+         [options](const std::string& name) { options->recipe.curvature = curvature_named(name); },
          "What an error costs: activation (the layer's output error), output-adaptive (OAC) or guided, from "
          "gradients of the loss")
       ->type_name("NAME")
@@ -377,11 +455,11 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--tune", recipe.tune_epochs, "N",
          "In the end move scales and biases together towards the float model, N passes over the calibration text")
       ->capture_default_str();
-  app->add_flag("--asymmetric", recipe.asymmetric,
+  app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
          "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01; 1 with spqr");
-  app->add_flag("--act-order", recipe.act_order, "Columns by descending input power; implies static groups");
+  app->add_flag("--act-order,!--no-act-order", recipe.act_order, "Columns by descending input power; implies static groups");
   app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
   app->add_flag("--one-pass", recipe.one_pass,
                 "All statistics of a block from one pass over the unquantized block, as GPTQ's paper does");

@@ -20,15 +20,18 @@ FORMS = {
     "RTN": ["--method", "rtn", "--compensate", "none"],
     "RTN + channel": ["--method", "rtn", "--compensate", "channel", "--no-correct-drift"],
     "RTN + channel + drift": ["--method", "rtn", "--compensate", "channel", "--correct-drift"],
-    "GPTQ": ["--compensate", "none"],
-    "GPTQ + channel": ["--compensate", "channel", "--no-correct-drift"],
-    "GPTQ + channel + drift": ["--compensate", "channel", "--correct-drift"],
-    "GPTQ + position": ["--compensate", "position", "--no-correct-drift"],
-    "GPTQ + joint": ["--compensate", "joint", "--no-correct-drift"],
-    "GPTQ + joint + drift (default)": ["--compensate", "joint", "--correct-drift"],
+    "GPTQ": ["--method", "gptq", "--compensate", "none"],
+    "GPTQ + channel": ["--method", "gptq", "--compensate", "channel", "--no-correct-drift"],
+    "GPTQ + channel + drift": ["--method", "gptq", "--compensate", "channel", "--correct-drift"],
+    "GPTQ + position": ["--method", "gptq", "--compensate", "position", "--no-correct-drift"],
+    "GPTQ + joint": ["--method", "gptq", "--compensate", "joint", "--no-correct-drift"],
+    "GPTQ + joint + drift": ["--method", "gptq", "--compensate", "joint", "--correct-drift"],
+    "fast": ["--recipe", "fast"],
+    "balanced (default)": ["--recipe", "balanced"],
+    "best": ["--recipe", "best"],
 }
 ALL = [name for name in FORMS if name not in ("RTN + channel + drift", "GPTQ + channel + drift")]
-SHORT = ["GPTQ", "GPTQ + joint", "GPTQ + joint + drift (default)"]
+SHORT = ["GPTQ", "GPTQ + joint", "GPTQ + joint + drift"]
 # Title, flags, and the forms measured with each calibration text. C4 rows get the whole test set as well.
 TABLES = [
     ("W3 per row", ["--bits", "3"], {"C4": ALL, "Wikipedia": SHORT, "self": SHORT}),

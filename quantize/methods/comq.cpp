@@ -2,11 +2,12 @@
 
 #include "quantize/affine_fit.h"
 #include "quantize/coordinate_descent.h"
+#include "quantize/unbias.h"
 
 namespace ballast {
 namespace {
 
-constexpr int kSweeps = 8;
+constexpr int kSweeps = 16;
 
 template <class Fit>
 void for_each_group(Backend& backend, const LayerProblem& problem, AffineMatrix& matrix, Fit&& fit) {
@@ -50,6 +51,9 @@ LayerSolution solve_comq(Backend& backend, const LayerProblem& problem) {
                       .move_zero_points = !problem.grid.symmetric,
                       .start_at_target = true,
                       .damping = damping});
+  // One scale for all rows cannot give each its own gain.
+  if (options.unbiased_scales && !options.per_layer)
+    unbias(backend, problem.weight, problem.input->curvature(), damping, matrix);
   return {std::move(matrix), damping};
 }
 

@@ -2,6 +2,7 @@
 
 #include "quantize/affine_fit.h"
 #include "quantize/coordinate_descent.h"
+#include "quantize/unbias.h"
 
 namespace ballast {
 namespace {
@@ -88,6 +89,20 @@ class GridRounder final : public ColumnRounder {
   std::vector<uint8_t> solver_codes_;        ///< [rows, size] in solver order, unless natural
 };
 
+// Uniform rounding errors are orthogonal to the output by themselves; those of refitted scales are not.
+void polish(Backend& backend, const LayerProblem& problem, double damping, AffineMatrix& matrix) {
+  const MethodOptions& options = problem.options;
+  const Curvature& curvature = problem.input->curvature();
+  coordinate_descent(backend, problem.weight, curvature, matrix,
+                     {.sweeps = options.sweeps,
+                      .order = options.greedy_order ? ColumnOrder::greedy : ColumnOrder::natural,
+                      .anneal = options.anneal,
+                      .refit_scales = options.refit_scales,
+                      .move_zero_points = !problem.grid.symmetric,
+                      .damping = damping});
+  if (options.unbiased_scales) unbias(backend, problem.weight, curvature, damping, matrix);
+}
+
 }  // namespace
 
 LayerSolution solve_gptq(Backend& backend, const LayerProblem& problem) {
@@ -114,14 +129,7 @@ LayerSolution solve_gptq(Backend& backend, const LayerProblem& problem) {
                  .dynamic_groups = dynamic},
                 rounder);
   rounder.finish(backend, factor);
-  if (problem.options.sweeps > 0)
-    coordinate_descent(backend, problem.weight, problem.input->curvature(), matrix,
-                       {.sweeps = problem.options.sweeps,
-                        .order = problem.options.greedy_order ? ColumnOrder::greedy : ColumnOrder::natural,
-                        .anneal = problem.options.anneal,
-                        .refit_scales = problem.options.refit_scales,
-                        .move_zero_points = !problem.grid.symmetric,
-                        .damping = factor.damping});
+  if (problem.options.sweeps > 0) polish(backend, problem, factor.damping, matrix);
   return {std::move(matrix), factor.damping};
 }
 

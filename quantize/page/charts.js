@@ -7,7 +7,7 @@ function build(element, attributes, children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  for (const child of children.flat()) if (child !== null && child !== undefined) element.append(child);
+  for (const child of children.flat(2)) if (child !== null && child !== undefined) element.append(child);
   return element;
 }
 const el = (tag, attributes, ...children) => build(document.createElement(tag), attributes, children);

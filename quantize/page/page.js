@@ -29,6 +29,7 @@ const fieldText = (key, value) => {
   return value === undefined || value === null ? "–" : String(value);
 };
 
+const bitsText = value => isNumber(value) ? value.toFixed(3) : "–";
 const perplexityText = value => isNumber(value) && Math.abs(value) < 1000 ? value.toFixed(2) : significant(value, 4);
 const kMethods = {gptq: "GPTQ", rtn: "RTN", comq: "COMQ", spqr: "SpQR", billm: "BiLLM", oac: "OAC", float: "Float"};
 const methodName = method => kMethods[method] || method || "?";
@@ -81,7 +82,7 @@ function keyFigures(run) {
       isNumber(score.reference_perplexity) ? `float ${perplexityText(score.reference_perplexity)}` : "",
       isNumber(score.kl_mean) ? `KL ${significant(score.kl_mean)}` : ""].filter(Boolean).join("; ")]),
     isNumber(run.seconds) && ["Time", duration(run.seconds + (calibration || 0)),
-      isNumber(calibration) ? `${duration(calibration)} of it calibration text` : null],
+      isNumber(calibration) && calibration >= 1 ? `${duration(calibration)} of it calibration text` : null],
     run.peak_memory_bytes && ["Peak memory", bytes(run.peak_memory_bytes)],
   ]);
 }
@@ -128,7 +129,9 @@ function errors(run, placed) {
   }
   return section("Error by layer",
     "How much of each layer’s output power is rounding error on the calibration text, E‖(W − Q)x‖² / E‖Wx‖², on a scale common to " +
-    "all panels; block numbers run to the right. The bars below are the share of that error which compensation took out.",
+    "all panels; block numbers run to the right. The bars below are the share of that error which compensation took out." +
+    (run.compensation === "joint" ? " Joint compensation chooses the codes for the compensated layer, so what is shown before it is more than " +
+      "codes chosen without it would give." : ""),
     el("ul", {class: "legend"},
       legendItem(draw("circle", {class: "before-mark", r: 4.2}), "before compensation"),
       legendItem(draw("circle", {class: "after-mark", r: 3.8}), "after"),
@@ -213,24 +216,25 @@ function scores(group) {
       isNumber(score.kl_mean) ? `KL ${significant(score.kl_mean)}` : ""].filter(Boolean).join("\n")}))})).filter(series => series.points.length > 0);
   const first = group[0];
   const lede = `${first.dataset}, ${first.protocol} protocol, ${significant(first.windows)} windows of ${significant(first.context)} tokens. Lower is better.`;
-  const legend = el("ul", {class: "legend"}, labels.map((name, index) => legendItem(draw("g", {style: seriesColor(index)}, seriesMark(index)), name)));
+  const legend = labels.length < 2 ? null : el("ul", {class: "legend"}, labels.map((name, index) => legendItem(draw("g", {style: seriesColor(index)}, seriesMark(index)), name)));
   const shown = seriesFor(score => score.perplexity), byKl = seriesFor(score => score.kl_mean);
   const cards = [];
-  if (shown.length) cards.push(el("div", {class: "card"}, bitsChart("Perplexity against bits per weight", "perplexity", shown,
+  const enough = series => series.reduce((count, one) => count + one.points.length, 0) > 1;
+  if (enough(shown)) cards.push(el("div", {class: "card"}, bitsChart("Perplexity against bits per weight", "perplexity", shown,
     references.slice(0, 3).map(value => ({label: `float ${perplexityText(value)}`, y: value})))));
-  if (byKl.length) cards.push(el("div", {class: "card"}, bitsChart("KL divergence from the float model against bits per weight",
+  if (enough(byKl)) cards.push(el("div", {class: "card"}, bitsChart("KL divergence from the float model against bits per weight",
     "KL divergence from the float model, nats", byKl, [])));
   group.sort((a, b) => a.bits_per_weight - b.bits_per_weight || a.perplexity - b.perplexity);
   const columns = [
     {title: "Model", left: true, value: score => folderName(score.model)},
     {title: "Made by", left: true, value: label},
-    {title: "Bits / weight", value: score => score.bits_per_weight, text: columnText(group.map(score => score.bits_per_weight))},
+    {title: "Bits / weight", value: score => score.bits_per_weight, text: bitsText},
     {title: "Perplexity", value: score => score.perplexity, text: (value, score) => `${perplexityText(value)}${isNumber(score.standard_error) ? ` ± ${perplexityText(score.standard_error)}` : ""}`},
   ];
   if (group.some(score => isNumber(score.kl_mean))) columns.push(
-    {title: "KL", value: score => score.kl_mean, text: value => significant(value)},
-    {title: "Same top token", value: score => score.top1_agreement, text: value => percent(value)});
-  return section("Perplexity against bits", lede, legend, el("div", {class: "maps"}, cards), el("p", {class: "same"}), sortableTable(columns, group));
+    {title: "KL", value: score => score.kl_mean, text: value => isNumber(value) ? value.toFixed(4) : "–"},
+    {title: "Same top token", value: score => score.top1_agreement, text: value => isNumber(value) ? `${(100 * value).toFixed(1)}\u2009%` : "–"});
+  return section(cards.length ? "Perplexity against bits" : "Perplexity", lede, cards.length ? [legend, el("div", {class: "maps"}, cards), el("p", {class: "same"})] : null, sortableTable(columns, group));
 }
 
 function runsTable() {
@@ -241,7 +245,7 @@ function runsTable() {
     {title: "Run", left: true, value: run => folderName(run.output)},
     {title: "Made by", left: true, value: wayOf},
     {title: "Width", left: true, value: widthOf},
-    {title: "Bits / weight", value: run => run.bits_per_weight, text: columnText(data.runs.map(run => run.bits_per_weight))},
+    {title: "Bits / weight", value: run => run.bits_per_weight, text: bitsText},
     {title: "Error before", value: before, text: errorText},
     {title: "After", value: after, text: errorText},
     {title: "Perplexity", value: run => score(run) ?? "–", text: perplexityText},

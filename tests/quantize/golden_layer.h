@@ -55,6 +55,11 @@ struct GoldenLayer {
                      .clip_search = options.value("clip_search", false),
                      .range_shrink = options.value("range_shrink", 1.0)},
             .static_groups = options.value("static_groups", false) || options.value("act_order", false),
+            .options = {.sweeps = 0,
+                        .unbiased_scales = false,
+                        .outlier_threshold = options.value("outlier_threshold", 0.2),
+                        .stat_bits = options.value("stat_bits", 3),
+                        .block_size = options.value("block_size", 128)},
             .input = input};
   }
 
@@ -96,17 +101,25 @@ struct GoldenLayer {
   Statistics statistics;
 };
 
-/// Equal in every number, with a count of those that differ.
+/// How many elements differ.
+template <class T>
+int64_t count_different(const std::vector<T>& got, const std::vector<T>& expected) {
+  EXPECT_EQ(got.size(), expected.size());
+  int64_t count = 0;
+  for (size_t i = 0; i < std::min(got.size(), expected.size()); ++i) count += got[i] != expected[i];
+  return count;
+}
+
 inline void expect_same(const AffineMatrix& got, const AffineMatrix& expected, const std::string& what) {
-  const auto different = [](const auto& a, const auto& b) {
-    EXPECT_EQ(a.size(), b.size());
-    int64_t count = 0;
-    for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) count += a[i] != b[i];
-    return count;
-  };
-  EXPECT_EQ(different(got.scales, expected.scales), 0) << what << ": scales";
-  EXPECT_EQ(different(got.zero_points, expected.zero_points), 0) << what << ": zero points";
-  EXPECT_EQ(different(got.codes, expected.codes), 0) << what << ": codes";
+  EXPECT_EQ(count_different(got.scales, expected.scales), 0) << what << ": scales";
+  EXPECT_EQ(count_different(got.zero_points, expected.zero_points), 0) << what << ": zero points";
+  EXPECT_EQ(count_different(got.codes, expected.codes), 0) << what << ": codes";
+}
+
+inline std::vector<float> as_floats(const std::vector<uint16_t>& halves) {
+  std::vector<float> out;
+  for (const uint16_t half : halves) out.push_back(f16_to_f32(half));
+  return out;
 }
 
 }  // namespace ballast

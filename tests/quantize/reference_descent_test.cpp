@@ -8,6 +8,12 @@
 namespace ballast {
 namespace {
 
+ColumnOrder order_of(const std::string& name) {
+  return name == "greedy"   ? ColumnOrder::greedy
+         : name == "blocks" ? ColumnOrder::blocks
+                            : ColumnOrder::natural;
+}
+
 class ReferenceDescent : public testing::TestWithParam<const char*> {};
 
 TEST_P(ReferenceDescent, CodesAndScalesAreTheSame) {
@@ -20,8 +26,9 @@ TEST_P(ReferenceDescent, CodesAndScalesAreTheSame) {
     AffineMatrix matrix = layer.expected(options.at("start"));
     coordinate_descent(*layer.backend, layer.weight, curvature, matrix,
                        {.sweeps = options.at("sweeps"),
-                        .order = options.contains("order") ? ColumnOrder::greedy : ColumnOrder::natural,
+                        .order = order_of(options.value("order", "natural")),
                         .refit_scales = options.contains("refit"),
+                        .per_layer = options.value("refit", "") == "layer",
                         .move_zero_points = false,
                         .start_at_target = options.value("start_at_target", false),
                         .damping = options.value("damping", 0.0)});

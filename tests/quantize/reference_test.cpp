@@ -18,7 +18,7 @@ TEST_P(Reference, CodesScalesAndZeroPointsAreTheSame) {
   const GoldenLayer layer(GetParam());
   for (const nlohmann::json& options : layer.facts.at("cases")) {
     const std::string name = options.at("name");
-    if (options.at("method") == "descent") continue;
+    if (options.at("method") != "rtn" && options.at("method") != "gptq") continue;
     expect_same(std::get<AffineMatrix>(layer.solve(options).matrix), layer.expected(name), name);
   }
 }

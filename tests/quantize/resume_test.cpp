@@ -72,6 +72,7 @@ Recipe small_recipe(const std::function<void(Recipe&)>& change) {
   recipe.grid.bits = 3;
   recipe.damping = 0.1;
   change(recipe);
+  recipe.fill_defaults();
   return recipe;
 }
 
@@ -87,6 +88,11 @@ TEST_F(Resume, AfterAnyModuleWithAnyRecipe) {
       {"one pass", "plain", [](Recipe& r) { r.one_pass = r.asymmetric = r.correct_drift = true; }},
       {"position", "f16", [](Recipe& r) { r.compensation = Compensation::position; }},
       {"rtn", "bf16", [](Recipe& r) { r.method = "rtn", r.compensation = Compensation::none; }},
+      {"tuned", "plain", [](Recipe& r) { r.tune_epochs = 1; }},
+      {"comq", "plain", [](Recipe& r) { r.method = "comq"; }},
+      {"output-adaptive", "plain", [](Recipe& r) { r.curvature = CurvatureKind::output_adaptive; }},
+      {"guided", "untied",
+       [](Recipe& r) { r.curvature = CurvatureKind::guided, r.head_bits = 4, r.asymmetric = true; }},
       {"head", "untied", [](Recipe& r) { r.head_bits = 4, r.correct_drift = true; }},
       {"added biases", "no_bias", [](Recipe& r) { r.compensation = Compensation::channel; }},
       {"skipped", "post_norm_350m",

@@ -7,14 +7,21 @@ X: <x_j, u> = (H (w - q))_j up to the same factor as |x_j|^2 = H_jj.
 
 import numpy as np
 
-from reference_quantizers import Affine, Margins, binary16, binary16_tie_distance, code_margin, codes_for
+from reference_quantizers import (
+    Affine, Margins, binary16, binary16_tie_distance, code_margin, codes_for, fit_all_groups, tie_distance)
 
 
-def column_order(h, w_row, order):
-    """natural: as stored. greedy (COMQ, section 3.2): by descending |x_j| |w_j|."""
+def column_order(h, w_row, order, block=128):
+    """natural: as stored. greedy (COMQ, section 3.2): by descending |x_j| |w_j|. blocks: columns by descending |x_j|, cut into
+    blocks, each taken greedily."""
+    power = np.sqrt(np.diag(h))
+    greedily = lambda columns: columns[np.argsort(-(power * np.abs(w_row))[columns], kind="stable")]
     if order == "natural":
         return np.arange(len(h))
-    return np.argsort(-np.sqrt(np.diag(h)) * np.abs(w_row), kind="stable")
+    if order == "greedy":
+        return greedily(np.arange(len(h)))
+    by_power = np.argsort(-power, kind="stable")
+    return np.concatenate([greedily(by_power[i : i + block]) for i in range(0, len(h), block)])
 
 
 def closed_form_scale(h, w_row, levels):
@@ -75,6 +82,25 @@ def descend(w, h, start, options, sweeps=1, order="natural", refit="none", start
         margins.note(binary16_tie_distance(ideal) * options.max_code / 4096)
         scales = np.maximum(binary16(ideal), 2.0**-14)
     return Affine(codes, scales, zeros, margins)
+
+
+def output_gains(w, q, h):
+    """quantize/unbias.h: the gain on a row's scales that makes its error orthogonal to its own output,
+    E[(w - g q) x . w x] = 0, so g = w H w / q H w."""
+    return np.einsum("ri,ij,rj->r", w, h, w) / np.einsum("ri,ij,rj->r", q, h, w)
+
+
+def one_scale_for_all(w, options):
+    """Round to nearest with the largest scale of any row for every row: a start for refit="layer"."""
+    w = np.asarray(w, float)
+    scales, _ = fit_all_groups(w, options)
+    scale = np.full_like(scales, scales.max())
+    lo = np.minimum(w.min(axis=1, keepdims=True), 0)
+    zeros = np.clip(np.rint(-lo / scale), 0, options.max_code)
+    margins = Margins(len(w))
+    margins.note(tie_distance(-lo / scale))
+    margins.note(code_margin(w, scale, zeros, options))
+    return Affine(codes_for(w, scale, zeros, options), scale, zeros, margins)
 
 
 def best_affine_scales(w, h, levels, groups):

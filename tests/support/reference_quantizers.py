@@ -197,10 +197,9 @@ def guided_curvature(x, dy, output_groups=1):
     """GuidedQuant (2505.07004, section 3.2): H_k = X diag(s_k) X^T / tokens, s_k[t] = mean over outputs j of group k of
     dy_tj^2. Returns [output_groups, in, in]."""
     x, dy = np.asarray(x, float), np.asarray(dy, float)
-    out = dy.shape[1]
-    assert out % output_groups == 0
-    strength = (dy**2).reshape(len(dy), output_groups, out // output_groups).mean(axis=2)
-    return np.stack([(x * strength[:, k : k + 1]).T @ x / len(x) for k in range(output_groups)])
+    edges = [k * dy.shape[1] // output_groups for k in range(output_groups + 1)]
+    strengths = [(dy[:, first:last] ** 2).mean(axis=1) for first, last in zip(edges, edges[1:])]
+    return np.stack([(x * strength[:, None]).T @ x / len(x) for strength in strengths])
 
 
 def damped(h, dead, damping=0.01, dead_diagonal=1.0):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reference_quantizers import Margins, binary16, damped, inverse_factor, tie_distance
+from reference_quantizers import Margins, binary16, binary16_tie_distance, damped, inverse_factor, tie_distance
 
 
 @dataclass
@@ -55,27 +55,30 @@ def leave_one_out_gain(w, u_diagonal, bits):
     return np.stack([base - grid_error(np.delete(w, j, 1), np.delete(u_diagonal, j), bits) for j in range(n)], axis=1)
 
 
-def second_level(values, stat_bits, tile_rows=16):
+def second_level(values, stat_bits, bits, tile_rows=16):
     """Min-max quantization of one group's statistics over tiles of rows: (codes [rows], low and step [tiles], decoded [rows],
-    tie distances [rows])."""
+    margins [rows])."""
     codes, decoded, lows, steps, ties = [], [], [], [], []
     for start in range(0, len(values), tile_rows):
         tile = values[start : start + tile_rows]
-        low, step = binary16(tile.min()), binary16((tile.max() - tile.min()) / (2**stat_bits - 1))
+        ideal_step = (tile.max() - tile.min()) / (2**stat_bits - 1)
+        low, step = binary16(tile.min()), binary16(ideal_step)
         position = (tile - low) / step if step > 0 else np.zeros_like(tile)
         code = np.clip(np.rint(position), 0, 2**stat_bits - 1)
         codes.append(code), decoded.append(low + step * code), lows.append(low), steps.append(step)
-        ties.append(tie_distance(position))
+        stored = binary16_tie_distance([tile.min(), ideal_step]).min() * 2**bits / 4096  # as in grid_of_range
+        ties.append(np.minimum(tie_distance(position), stored))
     return np.concatenate(codes), np.array(lows), np.array(steps), np.concatenate(decoded), np.concatenate(ties)
 
 
-def spqr(w, h, dead, bits, group_size, stat_bits=3, damping=1.0, threshold=0.2, zero_for_rounded_scale=True,
+def spqr(w, h, dead, bits, group_size, stat_bits=3, damping=1.0, threshold=0.2, zero_rule="middle",
          feed_outlier_rounding=True, ddof=1):
     """Columns in turn as in GPTQ; at the start of a group: outliers by the leave-one-out test, grid of the rest, statistics
     quantized; at a column: outlier as well where ((w - q) / U_jj)^2 > tau. Outliers keep the compensated weight in binary16.
 
     tau = threshold * mean_j(var(W_:j) / U_jj^2) on the original weights (released code; ddof as torch's var).
-    zero_for_rounded_scale: z = -min / s for the s that is stored, or for the unrounded one.
+    zero_rule: -min / s for the unrounded s (paper); "stored": for the s that is stored; "middle" (quantize/methods/spqr.h): the
+    middle of the range falls on the middle of the codes with the s that is stored.
     feed_outlier_rounding: an outlier's own binary16 rounding is fed back like any error.
     """
     w = np.array(w, float)
@@ -102,10 +105,14 @@ def spqr(w, h, dead, bits, group_size, stat_bits=3, damping=1.0, threshold=0.2, 
             kept[empty] = 0
             lo, hi = np.nanmin(kept, axis=1), np.nanmax(kept, axis=1)
             scale, zero = real_grid(lo, hi, bits)
-            scale_codes[:, g], stats[:, g, 0], stats[:, g, 1], stored, ties = second_level(scale, stat_bits)
+            scale_codes[:, g], stats[:, g, 0], stats[:, g, 1], stored, ties = second_level(scale, stat_bits, bits)
             margins.note(ties)
-            zero = -lo / np.where(stored > 0, stored, 1) if zero_for_rounded_scale else zero
-            zero_codes[:, g], stats[:, g, 2], stats[:, g, 3], zero, ties = second_level(zero, stat_bits)
+            divisor = np.where(stored > 0, stored, 1)
+            if zero_rule == "stored":
+                zero = -lo / divisor
+            elif zero_rule == "middle":
+                zero = (2**bits - 1) / 2 - (lo + hi) / (2 * divisor)
+            zero_codes[:, g], stats[:, g, 2], stats[:, g, 3], zero, ties = second_level(zero, stat_bits, bits)
             margins.note(ties)
             scale = stored
         position = w[:, j] / scale + zero

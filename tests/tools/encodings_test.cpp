@@ -38,14 +38,15 @@ TEST(Encodings, InspectShowsBitsAndOutliers) {
   const SparseOutlierMatrix sparse = write_folder(folder / "m");
   const Outcome run = ballast({"inspect", (folder / "m").string(), "--json", "--check-tensors"});
   ASSERT_EQ(run.code, 0) << run.err;
+  const nlohmann::json object = run.json();
   int found = 0;
-  for (const auto& linear : run.json()["linears"]) {
+  for (const auto& linear : object["linears"]) {
     if (linear["name"] == kSparse) {
       ++found;
       EXPECT_EQ(linear["encoding"], "W3 g16 + outliers");
       EXPECT_DOUBLE_EQ(linear["bits_per_weight"], sparse.bits_per_weight());
       EXPECT_DOUBLE_EQ(linear["outlier_share"], sparse.facts().outlier_share());
-      EXPECT_DOUBLE_EQ(run.json()["outlier_share"], sparse.facts().outlier_share());
+      EXPECT_DOUBLE_EQ(object["outlier_share"], sparse.facts().outlier_share());
     } else if (linear["name"] == kBinary) {
       ++found;
       EXPECT_EQ(linear["encoding"], "residual binary b128");

@@ -38,8 +38,8 @@ TEST(ContentHash, HowTheBytesAreCutMakesNoDifference) {
 TEST(ContentHash, OfFiles) {
   const TempFolder folder;
   const std::string bytes = test_bytes(3 << 20);
-  EXPECT_EQ(content_hash_of_files({folder.write("x", bytes})), content_hash(bytes));
-  EXPECT_EQ(content_hash_of_files({folder.write("empty", ""})), content_hash(""));
+  EXPECT_EQ(content_hash_of_files({folder.write("x", bytes)}), content_hash(bytes));
+  EXPECT_EQ(content_hash_of_files({folder.write("empty", "")}), content_hash(""));
   EXPECT_EQ(content_hash_of_files({folder.write("a", "some "), folder.write("b", "text")}),
             content_hash("some text"));
   EXPECT_TRUE(throws_with("missing: cannot read", [&] { content_hash_of_files({folder / "missing"}); }));

@@ -79,7 +79,8 @@ void paper_row(const LayerFixture& layer, int64_t row, int sweeps, float scale, 
 TEST(Comq, AgreesWithThePapersAlgorithm) {
   Comq comq(12, 48, 1, 1e-9);
   const LayerFixture& layer = comq.layer;
-  LayerProblem problem = comq.problem(3, 0, {.sweeps = 3, .greedy_order = true, .anneal = false});
+  LayerProblem problem =
+      comq.problem(3, 0, {.sweeps = 3, .greedy_order = true, .anneal = false, .unbiased_scales = false});
   problem.grid.symmetric = true;  // zero points stay, as in the paper
   const AffineMatrix fast = comq.solve(problem);
   double objective = 0, paper = 0;
@@ -142,7 +143,7 @@ TEST(Comq, IdentityCurvatureIsRoundingWithTheBestScale) {
   for (size_t i = 0; i < 96; ++i) identity.h[i * 97] = 1;
   LayerInput input(*layer.backend, identity, {}, "layer");
   LayerProblem problem = layer.problem(3, 32, &input);
-  problem.options = {.sweeps = 1, .refit_scales = false};
+  problem.options = {.sweeps = 1, .refit_scales = false, .unbiased_scales = false};
   const AffineMatrix rtn = affine(solve_rtn(*layer.backend, problem));
   AffineMatrix comq = affine(solve_comq(*layer.backend, problem));
   // A zero point may have moved where that rounds better; elsewhere nothing differs.
@@ -152,7 +153,7 @@ TEST(Comq, IdentityCurvatureIsRoundingWithTheBestScale) {
     EXPECT_TRUE(std::equal(rtn.codes.begin() + int64_t(g) * 32, rtn.codes.begin() + int64_t(g + 1) * 32,
                            comq.codes.begin() + int64_t(g) * 32));
   }
-  problem.options = {};
+  problem.options = {.unbiased_scales = false};
   comq = affine(solve_comq(*layer.backend, problem));
   const auto squares = [&](const AffineMatrix& matrix) {
     double sum = 0;

@@ -1,0 +1,18 @@
+#include "quantize/named_recipe.h"
+
+#include "kernels/check.h"
+
+namespace ballast {
+NamedRecipe named_recipe(const std::string& name) {
+  NamedRecipe recipe;
+  if (name == "fast") return recipe;
+  recipe.damping = 0.03;
+  recipe.act_order = recipe.asymmetric = recipe.correct_drift = true;
+  if (name == "balanced") return recipe;
+  if (name != "best")
+    throw Error("--recipe is \"" + name + "\", expected fast, balanced or best");
+  recipe.tune_epochs = 2;
+  return recipe;
+}
+
+}  // namespace ballast
