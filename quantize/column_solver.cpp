@@ -62,17 +62,11 @@ int64_t end_of_block(const ColumnProblem& problem, int64_t start, int64_t size, 
 
 }  // namespace
 
-void InverseFactor::rows(Backend& backend, int64_t first, int64_t count, float* out) const {
-  const int64_t width = size - first;
-  backend.parallel_for(count, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* const row = out + i * width;
-      std::fill(row, row + i, 0.0f);
-      const size_t at = size_t((first + i) * size + first);
-      for (int64_t j = i; j < width; ++j)
-        row[j] = u_.empty() ? float(shared_[at + size_t(j)]) : u_[at + size_t(j)];
-    }
-  });
+void InverseFactor::row(int64_t i, int64_t first, float* out) const {
+  const size_t at = size_t(i * size);
+  for (int64_t j = first; j < i; ++j) *out++ = 0;
+  for (int64_t j = std::max(i, first); j < size; ++j)
+    *out++ = u_.empty() ? float(shared_[at + size_t(j)]) : u_[at + size_t(j)];
 }
 
 void InverseFactor::give_back(Backend& backend, Curvature& curvature) {
@@ -165,7 +159,9 @@ void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem 
   std::vector<float> u(size_t(std::min(n, kOuterColumns) * n));
   for (int64_t outer = 0; outer < n;) {
     const int64_t outer_stop = end_of_block(problem, outer, n, kOuterColumns);
-    factor.rows(backend, outer, outer_stop - outer, u.data());
+    backend.parallel_for(outer_stop - outer, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) factor.row(outer + i, outer, u.data() + i * (n - outer));
+    });
     const auto feed_back = [&](const ColumnBlock& block, int64_t first, int64_t last, int64_t end) {
       if (last < end)
         backend.run(RankUpdate{.e = block.columns(first, last),

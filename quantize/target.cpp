@@ -26,7 +26,7 @@ std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, 
   std::vector<float> part(size_t(count * kPanel));
   for (int64_t first = 0; first < n; first += kPanel) {
     const int64_t width = std::min(kPanel, n - first), right = n - first;
-    factor.rows(backend, first, width, panel.data());
+    factor.rows(first, width, panel.data());
     for (int64_t i = 0; i < width; ++i)
       for (int64_t j = 0; j < right; ++j) transposed[size_t(j * width + i)] = panel[size_t(i * right + j)];
     TensorView from(rows.data() + first, DType::f32, {count, right});

@@ -72,12 +72,12 @@ TEST(ColumnSolver, FactorAndCurvatureShareAMatrixUntilBothAreWanted) {
   LayerInput input(*layer.backend, whole, {}, "layer");
   const double before = input.output_power(layer.weight);
   std::vector<float> shared(70 * 70), apart(70 * 70);
-  input.factor().rows(*layer.backend, 0, 70, shared.data());
+  input.factor().rows(0, 70, shared.data());
   EXPECT_TRUE(input.factor().holds_curvature());
   EXPECT_EQ(input.output_power(layer.weight), before);
   EXPECT_EQ(input.curvature().h, whole.h);
   EXPECT_FALSE(input.factor().holds_curvature());
-  input.factor().rows(*layer.backend, 0, 70, apart.data());
+  input.factor().rows(0, 70, apart.data());
   EXPECT_EQ(apart, shared);
   EXPECT_EQ(input.factor().diagonal(69), double(apart.back()));
   EXPECT_NEAR(before, layer.power() / double(layer.tokens), 1e-5 * before);
