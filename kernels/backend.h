@@ -88,10 +88,15 @@ class Backend {
   }
 };
 
+/// How linear layers with affine weights see their input. exact: as integers of 24 bits for each token and group,
+/// an error like that of f32 sums. int8: as bytes, several times less arithmetic.
+enum class ActivationMode : uint8_t { exact, int8 };
+
 struct BackendOptions {
   std::string device = "auto";  ///< auto, cpu, cuda
   int threads = 0;              ///< CPU threads; 0: as many as this process may run on
   std::string isa = "auto";     ///< auto, scalar, avx2, avx512: for tests and comparisons
+  ActivationMode activations = ActivationMode::exact;
 };
 
 /// Error when the device is not there or the instruction set is not supported.

@@ -28,15 +28,24 @@ enum class TileKind : uint8_t {
   residual_binary
 };
 
+/// 0 for other kinds.
+static constexpr int affine_bits(TileKind kind) {
+  return kind == TileKind::affine2   ? 2
+         : kind == TileKind::affine3 ? 3
+         : kind == TileKind::affine4 ? 4
+         : kind == TileKind::affine8 ? 8
+                                     : 0;
+}
+
 /// 16-bit numbers that every row has per block of residual binary weights.
 inline constexpr int64_t kBinaryCoefficients = 7;
 
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
-///   affine           per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 f16 scales],
-///                    [16 u8 zeros]
-///   outliers         per group: [k][16 codes], [16 scale codes], [16 zero codes], each like affine codes, and
-///                    [4 f16: scale_low, scale_step, zero_low, zero_step]; outliers lie behind all tiles
+///   affine           per group: [16 f16 scales], [16 u8 zeros], padding, the codes of its chunks (plane_layout.h)
+///   outliers         per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 scale codes],
+///                    [16 zero codes], packed in the same way, and [4 f16: scale_low, scale_step, zero_low,
+///                    zero_step]; outliers lie behind all tiles
 ///   residual_binary  per block: [7][16 f16 coefficients], [k][u16: bit 0 of 16 codes, u16: bit 1]; the last
 ///                    block may be shorter
 /// Codes and numbers of a row are 0 for rows beyond out_features.
@@ -52,6 +61,30 @@ struct TiledWeight {
   const uint32_t* outlier_begin = nullptr;
   const uint32_t* outliers = nullptr;
   const uint8_t* salient = nullptr;  ///< residual binary: one bit a column
+};
+
+/// Activations as integers, one power of two (or, with one plane, one scale) for each token and chunk of columns
+/// (plane_layout.h): x[token][k] ≈ step · Σ_p base^p · digit_p[token][k] with `planes` digits, whose largest error
+/// is max|x| of the chunk · 2^-23 · 1.01 with several planes, and max|x| / 254 with one.
+///   digits    [chunk][block of tokens][step][token in block][plane], each word holding the digits of the columns
+///             of one step; blocks of KernelTable::plane_columns / planes tokens, the last as wide as what is left
+///   steps     [chunk][tokens]
+///   sums      [chunk][tokens][planes], each −Σ_k digit
+///   special   [tokens]: 1 where x holds an infinity or a NaN; such a token's digits are 0 and its y is not written
+struct PlaneBlocks {
+  int planes = 0;
+  int32_t* digits = nullptr;
+  float* steps = nullptr;
+  int32_t* sums = nullptr;
+  uint8_t* special = nullptr;
+};
+/// Fills PlaneBlocks from x [tokens][in_features], rows token_stride apart, for a weight of `bits` in groups.
+struct SplitTask {
+  const float* x;
+  int64_t tokens, token_stride, in_features;
+  int bits;
+  int64_t group_size;
+  PlaneBlocks out;
 };
 
 /// Activations repacked as blocks of `token_block` tokens, [block][k][token in block]; the last block is as
@@ -71,6 +104,7 @@ struct LinearTask {
   int64_t y_stride;
   uint8_t activation;  ///< Activation
   float* scratch;      ///< linear_scratch_floats(), one per calling thread
+  PlaneBlocks planes;  ///< instead of x_blocks, for linear_planes
 };
 
 struct AttentionTask {
@@ -136,6 +170,11 @@ struct KernelTable {
   int64_t token_block;
   /// Tiles [first, last) of one linear.
   void (*linear)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
+  int64_t plane_columns;  ///< tokens · planes in a block of PlaneBlocks
+  /// Blocks [first, last) of tokens.
+  void (*split)(const SplitTask& task, int64_t first_block, int64_t last_block);
+  /// Tiles [first, last) of one linear with affine weights: integer sums of codes and digits.
+  void (*linear_planes)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
   /// out[0 … in_features) (+)= row of a packed weight.
   void (*decode_row)(const TiledWeight& weight, int64_t row, bool accumulate, float* out);
   void (*layernorm)(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,
