@@ -30,7 +30,11 @@ class InverseFactor {
   double damping = 0;          ///< the share of mean(diag H) that was needed
 
   /// out: f32 [count, size − first], the rows from `first` on of U, from column `first` on.
-  void rows(int64_t first, int64_t count, float* out) const;
+  void rows(int64_t first, int64_t count, float* out) const {
+    for (int64_t i = 0; i < count; ++i) row(first + i, first, out + i * (size - first));
+  }
+  /// out: f32 [size − first], row i of U from column `first` on.
+  void row(int64_t i, int64_t first, float* out) const;
   double diagonal(int64_t i) const {
     return u_.empty() ? shared_[size_t(i * size + i)] : double(u_[size_t(i * size + i)]);
   }

@@ -134,15 +134,17 @@ struct UpdateTask {
   int64_t diagonal;  ///< a[i][r] counts as 0 for r < i + diagonal
   T* out;
   int64_t out_stride;
-  T* scratch;  ///< kUpdateScratchBytes
+  T* scratch;  ///< kUpdateScratch
 };
+
+/// Columns of a RoundColumns that share the loads of earlier errors.
+inline constexpr int64_t kColumnGroup = 4;
 
 /// Up to kTileRows rows of one RoundColumns; pointers are at their first row.
 struct ColumnTask {
   float* w;
   int64_t w_stride, rows, width;
-  const float* u;
-  int64_t u_stride;
+  const float* u;  ///< [width / kColumnGroup][width][kColumnGroup], missing columns anything
   const float *scales, *zero_points;
   int64_t group_stride;
   const int32_t* groups;
@@ -200,12 +202,14 @@ struct KernelTable {
   void (*layernorm_backward)(const LayerNormBackwardTask& task);
 };
 
-/// Terms of an update's sums between two stores of the result, and room for that many terms of some rows of a.
-inline constexpr int64_t kTermBlock = 256;
-inline constexpr int64_t kUpdateScratchBytes = 96 * kTermBlock * int64_t(sizeof(float));
-/// Rows that share the loads of b.
+/// Terms of an update's sums between two stores of the result: a strip of b and the terms of a few rows of a fit
+/// L1 together.
 template <class T>
-inline constexpr int64_t kUpdateRows = kUpdateScratchBytes / (kTermBlock * int64_t(sizeof(T)));
+inline constexpr int64_t kTermBlock = 1024 / int64_t(sizeof(T));
+/// Rows of a whose terms are gathered in L2 to share the loads of b.
+inline constexpr int64_t kUpdateRows = 96;
+template <class T>
+inline constexpr int64_t kUpdateScratch = kUpdateRows* kTermBlock<T>;
 /// Columns that the factorization finishes together.
 inline constexpr int64_t kSquare = 128;
 

@@ -24,21 +24,19 @@ void CpuBackend::run(const RankUpdate& op) {
                                .diagonal = -rows,
                                .out_stride = op.w.strides[0]};
   // Work items: some rows by all columns, or by a share of them where rows are few.
-  const int64_t row_items = (rows + kUpdateRows<float> - 1) / kUpdateRows<float>;
+  const int64_t row_items = (rows + kUpdateRows - 1) / kUpdateRows;
   const int64_t parts = row_items >= pool_.threads() ? 1 : std::min<int64_t>(strips, pool_.threads());
-  pool_.parallel(row_items * parts, [&](int thread, int64_t begin, int64_t end) {
+  pool_.deal(row_items * parts, [&](int thread, int64_t item) {
     UpdateTask<float> mine = task;
-    mine.scratch = thread_scratch(thread, kUpdateRows<float> * kTermBlock);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t row = item / parts * kUpdateRows<float>, part = item % parts;
-      const int64_t first = part * strips / parts, last = (part + 1) * strips / parts;
-      mine.rows = std::min(kUpdateRows<float>, rows - row);
-      mine.columns = std::min(columns, last * lanes) - first * lanes;
-      mine.a = op.e.row(row);
-      mine.b = packed + first * rank * lanes;
-      mine.out = op.w.row(row) + first * lanes;
-      kernels_.update_f32(mine);
-    }
+    mine.scratch = thread_scratch(thread, kUpdateScratch<float>);
+    const int64_t row = item / parts * kUpdateRows, part = item % parts;
+    const int64_t first = part * strips / parts, last = (part + 1) * strips / parts;
+    mine.rows = std::min(kUpdateRows, rows - row);
+    mine.columns = std::min(columns, last * lanes) - first * lanes;
+    mine.a = op.e.row(row);
+    mine.b = packed + first * rank * lanes;
+    mine.out = op.w.row(row) + first * lanes;
+    kernels_.update_f32(mine);
   });
 }
 

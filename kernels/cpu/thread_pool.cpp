@@ -1,5 +1,7 @@
 #include "kernels/cpu/thread_pool.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
 
 namespace ballast {
@@ -17,7 +19,7 @@ inline void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : claimed_(size_t(std::max(threads, 1))) {
   CHECK(threads >= 1);
   for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
 }
@@ -38,15 +40,21 @@ void ThreadPool::run(int64_t count, void (*body)(void*, int, int64_t, int64_t), 
     body(state, 0, 0, count);
     return;
   }
+  uint64_t generation = 0;
   {
     std::lock_guard lock(mutex_);
     job_ = {count, body, state};
     failure_ = nullptr;
     running_.store(int(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    generation = generation_.fetch_add(1, std::memory_order_release) + 1;
   }
   wake_.notify_all();
   run_part(0);
+  for (int index = threads() - 1; index > 0; --index) {
+    if (!claim(index, generation)) continue;
+    run_part(index);
+    running_.fetch_sub(1, std::memory_order_relaxed);
+  }
   for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
     if (spin < kSpins) {
       relax();
@@ -55,6 +63,14 @@ void ThreadPool::run(int64_t count, void (*body)(void*, int, int64_t, int64_t), 
     }
   }
   if (failure_) std::rethrow_exception(failure_);
+}
+
+// A part is taken at most once a generation, and run() returns only when all parts of its generation were: so
+// the job is still that generation's when a worker has taken its part.
+bool ThreadPool::claim(int index, uint64_t generation) {
+  uint64_t last = claimed_[size_t(index)].load(std::memory_order_relaxed);
+  return last < generation &&
+         claimed_[size_t(index)].compare_exchange_strong(last, generation, std::memory_order_acq_rel);
 }
 
 void ThreadPool::run_part(int index) {
@@ -82,6 +98,7 @@ void ThreadPool::work(int index) {
       std::lock_guard lock(mutex_);
       if (stopping_) return;
     }
+    if (!claim(index, seen)) continue;
     run_part(index);
     running_.fetch_sub(1, std::memory_order_release);
   }

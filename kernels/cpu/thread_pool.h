@@ -21,7 +21,9 @@ class ThreadPool {
   int threads() const { return int(workers_.size()) + 1; }
 
   /// Splits [0, count) into one contiguous part per thread and calls body(state, thread, begin, end) for each
-  /// non-empty part; returns when all are done, rethrowing the first exception. Not reentrant.
+  /// non-empty part; returns when all are done, rethrowing the first exception. Not reentrant. `thread` names the
+  /// part: what a worker has not begun when the caller is done with its own part, the caller does as well, so
+  /// that nobody waits for a worker that the system has not let run.
   void run(int64_t count, void (*body)(void* state, int thread, int64_t begin, int64_t end), void* state);
 
   template <class Body>
@@ -34,6 +36,17 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
+  /// Calls body(thread, index) for every index of [0, count), each thread taking the next one as it gets done:
+  /// for items of unequal size.
+  template <class Body>
+  void deal(int64_t count, Body&& body) {
+    std::atomic<int64_t> next{0};
+    parallel(threads(), [&](int thread, int64_t, int64_t) {
+      for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+        body(thread, index);
+    });
+  }
+
  private:
   struct Job {
     int64_t count = 0;
@@ -42,8 +55,12 @@ class ThreadPool {
   };
   void work(int index);
   void run_part(int index);
+  /// True for the one thread that gets to run the part in this generation.
+  bool claim(int index, uint64_t generation);
 
   std::vector<std::thread> workers_;
+  std::vector<std::atomic<uint64_t>>
+      claimed_;  ///< of every part, the last generation that somebody took it in
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> generation_{0};

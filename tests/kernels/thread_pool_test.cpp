@@ -31,6 +31,33 @@ TEST(ThreadPool, CoversEveryIndexOnceForAnyCount) {
   }
 }
 
+TEST(ThreadPool, DealsEveryIndexOnce) {
+  for (int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int64_t count : {0, 1, 3, 1000}) {
+      std::vector<std::atomic<int>> visits(static_cast<size_t>(count));
+      pool.deal(count, [&](int thread, int64_t index) {
+        ASSERT_LT(thread, threads);
+        ++visits[size_t(index)];
+      });
+      for (const std::atomic<int>& once : visits) ASSERT_EQ(once, 1) << count << " on " << threads;
+    }
+  }
+}
+
+// With far more threads than processors most parts are not begun when the caller has done its own.
+TEST(ThreadPool, PartsNobodyBeganAreDoneByTheCaller) {
+  ThreadPool pool(32);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<int> visits(32, 0);
+    pool.parallel(32, [&](int thread, int64_t begin, int64_t end) {
+      ASSERT_EQ(begin, thread);
+      for (int64_t i = begin; i < end; ++i) ++visits[size_t(i)];
+    });
+    ASSERT_EQ(visits, std::vector<int>(32, 1)) << round;
+  }
+}
+
 TEST(ThreadPool, NeedsAThread) {
   EXPECT_THROW(ThreadPool(0), ContractError);
 }

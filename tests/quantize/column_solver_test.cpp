@@ -34,9 +34,10 @@ TEST(ColumnSolver, BlocksAtOnceGiveWhatWeightByWeightGives) {
     int64_t group;
     bool act_order;
   };
-  for (const Setting setting : {Setting{0, false}, {32, false}, {96, false}, {192, false}, {64, true}}) {
+  for (const Setting setting :
+       {Setting{0, false}, {32, false}, {96, false}, {192, false}, {768, false}, {64, true}}) {
     SCOPED_TRACE(str("groups of ", setting.group, setting.act_order ? ", act-order" : ""));
-    const LayerFixture layer(37, 384, 900, 6);
+    const LayerFixture layer(37, 768, 1200, 6);
     LayerInput input(*layer.backend, activation_curvature(layer.statistics, false),
                      {.act_order = setting.act_order}, "layer");
     LayerProblem problem = layer.problem(3, setting.group, &input);
