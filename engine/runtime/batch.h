@@ -13,8 +13,8 @@ class Batch {
  public:
   /// Appends `ids` at positions past, past + 1, …; `pages` must cover them and outlive the batch.
   void add(std::span<const int32_t> ids, int64_t past, const PageTable& pages);
-  /// Asks for the logits of the row added last.
-  void want_logits() { logit_rows_.push_back(int32_t(ids_.size()) - 1); }
+  /// Asks for the logits of the row added last, or of one so many rows before it.
+  void want_logits(int64_t before_last = 0) { logit_rows_.push_back(int32_t(tokens() - 1 - before_last)); }
   void clear();
 
   bool empty() const { return ids_.empty(); }
