@@ -26,11 +26,10 @@ uint64_t stream_bytes(const nn::ModelFacts& facts, const Recipe& recipe, int64_t
          4 * widest * (std::max<uint64_t>(rows, 1024) + 1024);
 }
 
-// Second moment, curvature and factor share one f64 matrix, unless columns are permuted or a method wants
-// curvature and factor at once. Asymmetric targets need a cross moment and its f32 form.
+// Second moment, curvature and factor share one f64 matrix, unless a method wants curvature and factor at once.
+// Asymmetric targets need the drift's cross moment in f32.
 uint64_t matrix_bytes_per_element(const Recipe& recipe) {
-  return 8 + (recipe.act_order ? 8 : 0) + (recipe.options.sweeps > 0 ? 8 : 0) +
-         (recipe.asymmetric ? 8 + 4 : 0);
+  return 8 + (recipe.options.sweeps > 0 ? 8 : 0) + (recipe.asymmetric ? 4 : 0);
 }
 
 }  // namespace
@@ -47,7 +46,8 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
     const double group = double(grid.group_size);
-    const double per_weight = recipe.target_bits > 0 ? recipe.target_bits : grid.bits + (16 + grid.bits) / group;
+    const double per_weight =
+        recipe.target_bits > 0 ? recipe.target_bits : grid.bits + (16 + grid.bits) / group;
     ++plan.modules;
     plan.weights += int64_t(in * out);
     bits += per_weight * in * out;
