@@ -1,7 +1,6 @@
 #include "quantize/bit_allocation.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "quantize/calibration.h"
 #include "quantize/gradient_statistics.h"
@@ -54,8 +53,7 @@ std::vector<WidthProblem> WidthPlanner::problems() {
       for (const nn::Linear* layer : branch->expand()) measure(*layer, gradients, false);
       measure(branch->contract(), gradients, false);
     }
-    stream.for_each_part(
-        nullptr, [&](const HiddenStream::Part& part) { block.forward(part.context, part.hidden); });
+    stream.for_each_part([&](const HiddenStream::Part& part) { block.forward(part.context, part.hidden); });
     model.unload_block(index);
     job_.progress(index + 1, layers + 1);
   }
@@ -92,20 +90,8 @@ void WidthPlanner::measure(const nn::Linear& layer, const GradientStatistics& gr
                                                                .grid = grid,
                                                                .options = job_.recipe.options,
                                                                .input = &input});
-    const std::vector<double>& h = input.curvature().h;
-    std::vector<float> difference(weight.size()), product(weight.size()), curvature(h.begin(), h.end());
-    job_.backend.parallel_for(out, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        float* d = difference.data() + row * in;
-        decode_row(solution.matrix, row, d);
-        for (int64_t i = 0; i < in; ++i) d[i] = weight[size_t(row * in + i)] - d[i];
-      }
-    });
-    job_.backend.run(RankUpdate{.e = {difference.data(), DType::f32, {out, in}},
-                                .u = {curvature.data(), DType::f32, {in, in}},
-                                .w = {product.data(), DType::f32, {out, in}}});
-    double cost = 0;
-    for (size_t i = 0; i < difference.size(); ++i) cost -= double(product[i]) * double(difference[i]);
+    const double cost = quadratic_form(job_.backend, symmetric_view(input.curvature().h, in),
+                                       weight_error(job_.backend, weight, solution.matrix));
     problem.choices.push_back({grid.bits, bits_per_weight(solution.matrix) * problem.weights, cost});
     if (pinned) break;
   }

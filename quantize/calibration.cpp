@@ -45,19 +45,18 @@ HiddenStream::HiddenStream(Backend& backend, nn::Model& model, const Calibration
       cache_views_(size_t(model.facts().layers), cache_.views()[0]) {
   for (int64_t index = 0; index < parts(); ++index)
     walk_part(
-        index, nullptr, [&](const Part& part) { model.embed(part.context, part.hidden); }, false);
+        index, [&](const Part& part) { model.embed(part.context, part.hidden); }, false);
 }
 
-void HiddenStream::for_each_part(StatisticsObserver* observer, const std::function<void(const Part&)>& body) {
-  for (int64_t index = 0; index < parts(); ++index) with_part(index, observer, body);
+void HiddenStream::for_each_part(const std::function<void(const Part&)>& body) {
+  for (int64_t index = 0; index < parts(); ++index) with_part(index, body);
 }
 
 int64_t HiddenStream::parts() const {
   return (tokens_.samples + samples_per_part_ - 1) / samples_per_part_;
 }
 
-void HiddenStream::walk_part(int64_t index, StatisticsObserver* observer,
-                             const std::function<void(const Part&)>& body, bool load) {
+void HiddenStream::walk_part(int64_t index, const std::function<void(const Part&)>& body, bool load) {
   const int64_t first = index * samples_per_part_;
   const int64_t count = std::min(samples_per_part_, tokens_.samples - first);
   Batch batch;
@@ -68,8 +67,7 @@ void HiddenStream::walk_part(int64_t index, StatisticsObserver* observer,
               pages[size_t(i)]);
   }
   const nn::BatchRows rows = batch.rows();
-  const nn::ForwardContext context{backend_, workspace_, rows, cache_views_, observer};
-  if (observer) observer->positions(rows.positions);
+  const nn::ForwardContext context{backend_, workspace_, rows, cache_views_};
   Workspace::Scope scope(workspace_);
   const int64_t first_row = first * tokens_.length;
   const OutputView hidden = workspace_.floats({count * tokens_.length, hidden_.width()});

@@ -5,13 +5,13 @@
 // block (two with a reference) and one attention cache of a few samples, whatever the depth of the model.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "engine/nn/model.h"
 #include "engine/runtime/batch.h"
 #include "quantize/data.h"
-#include "quantize/statistics.h"
 
 namespace ballast {
 
@@ -49,18 +49,17 @@ class HiddenStream {
     OutputView hidden;  ///< f32 [tokens, hidden]; what the pass leaves here becomes the stream
     int64_t first_row;  ///< of the stream
   };
-  /// Runs `body` on every part in order, `observer` seeing the positions of each.
-  void for_each_part(StatisticsObserver* observer, const std::function<void(const Part&)>& body);
+  /// Runs `body` on every part in order.
+  void for_each_part(const std::function<void(const Part&)>& body);
   /// The same for one part of parts(): how two streams are walked side by side.
-  void with_part(int64_t index, StatisticsObserver* observer, const std::function<void(const Part&)>& body) {
-    walk_part(index, observer, body, true);
+  void with_part(int64_t index, const std::function<void(const Part&)>& body) {
+    walk_part(index, body, true);
   }
   int64_t parts() const;
   int64_t rows() const { return hidden_.rows(); }
 
  private:
-  void walk_part(int64_t index, StatisticsObserver* observer, const std::function<void(const Part&)>& body,
-                 bool load);
+  void walk_part(int64_t index, const std::function<void(const Part&)>& body, bool load);
 
   Backend& backend_;
   const CalibrationTokens& tokens_;

@@ -117,4 +117,18 @@ void mirror_below(Backend& backend, std::vector<double>& matrix, int64_t size) {
   });
 }
 
+std::vector<float> weight_error(Backend& backend, std::span<const float> target,
+                                const QuantizedMatrix& quantized) {
+  const int64_t in = in_features(quantized);
+  std::vector<float> error(target.size());
+  backend.parallel_for(out_features(quantized), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* d = error.data() + row * in;
+      decode_row(quantized, row, d);
+      for (int64_t i = 0; i < in; ++i) d[i] = target[size_t(row * in + i)] - d[i];
+    }
+  });
+  return error;
+}
+
 }  // namespace ballast

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/encodings/quantized_matrix.h"
 #include "quantize/statistics.h"
 
 namespace ballast {
@@ -34,6 +35,9 @@ struct SymmetricView {
 inline SymmetricView symmetric_view(const std::vector<double>& matrix, int64_t size) {
   return {matrix.data(), matrix.data(), size + 1, size};
 }
+
+/// target − Q, f32 [out_features, in_features]
+std::vector<float> weight_error(Backend& backend, std::span<const float> target, const QuantizedMatrix& quantized);
 
 /// tr(A·M·Aᵀ) for A f32 [rows, size]; products in f32, summed in f64. Row i of M belongs to column order[i] of A,
 /// where an order is given.

@@ -158,7 +158,7 @@ GradientStatistics gather_gradients(const GradientRequest& request) {
 
   double loss = 0;
   int64_t predicted = 0;
-  request.stream.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+  request.stream.for_each_part([&](const HiddenStream::Part& part) {
     const nn::ForwardContext& plain = part.context;
     observer.spans(plain.batch.spans);
     loss += nn::back_propagate({plain.backend, plain.workspace, plain.batch, plain.cache, &observer},

@@ -49,6 +49,11 @@ void check_descent(const Method& method, const Recipe& recipe) {
          "scales are refitted in the sweeps of coordinate descent only");
   refuse(!options.unbiased_scales && !sweeps && method.has_uniform_grid, method, "--no-unbiased-scales",
          "scales stay as they were fitted; only those that sweeps refit are biased");
+  if (options.per_layer && recipe.curvature == CurvatureKind::guided && recipe.curvature_groups > 1)
+    throw Error(
+        "--scale-scope layer makes no sense with --curvature guided and more than one of --curvature-groups: "
+        "runs "
+        "of rows with a curvature of their own are solved apart");
   if (options.per_layer && recipe.grid.group_size > 0)
     throw Error(
         "--scale-scope layer makes no sense with --group-size: groups are there to have scales of their own");

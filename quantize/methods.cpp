@@ -1,5 +1,7 @@
 #include "quantize/methods.h"
 
+#include <algorithm>
+
 #include "quantize/affine_fit.h"
 #include "quantize/methods/billm.h"
 #include "quantize/methods/comq.h"
@@ -13,22 +15,56 @@ namespace {
 constexpr int kAffineBits[] = {2, 3, 4, 8};
 constexpr int kOneBit[] = {1};
 
+double affine_bits(int64_t, int64_t, const GridOptions& grid, const MethodOptions&) {
+  return AffineMatrix{.bits = grid.bits, .group_size = grid.group_size}.bits_per_weight();
+}
+
+// Without outliers.
+double spqr_bits(int64_t rows, int64_t columns, const GridOptions& grid, const MethodOptions& options) {
+  SparseOutlierMatrix matrix{.bits = grid.bits,
+                             .stat_bits = options.stat_bits,
+                             .out_features = rows,
+                             .in_features = columns,
+                             .group_size = grid.group_size};
+  const double groups = double(matrix.groups());
+  return matrix.bits + (2.0 * matrix.stat_bits * double(rows) * groups +
+                        64.0 * double(matrix.tiles()) * groups + 32.0 * double(rows + 1)) /
+                           (double(rows) * double(columns));
+}
+
+double billm_bits(int64_t rows, int64_t columns, const GridOptions&, const MethodOptions& options) {
+  const ResidualBinaryMatrix matrix{
+      .out_features = rows, .in_features = columns, .block_size = std::min(options.block_size, columns)};
+  const double coefficients = double(rows * matrix.blocks()) * ResidualBinaryMatrix::kCoefficients;
+  return 2 + (double(columns) + 16 * coefficients) / (double(rows) * double(columns));
+}
+
 constexpr Method kMethods[] = {
-    {.name = "rtn", .solve = solve_rtn, .uses_curvature = false, .bits = kAffineBits, .sweeps = -1},
-    {.name = "gptq", .solve = solve_gptq, .bits = kAffineBits},
-    {.name = "comq", .solve = solve_comq, .bits = kAffineBits, .has_column_order = false, .sweeps = 16},
-    // Damping of the paper's near-lossless command.
+    {.name = "rtn",
+     .solve = solve_rtn,
+     .stored_bits = affine_bits,
+     .uses_curvature = false,
+     .bits = kAffineBits,
+     .sweeps = -1},
+    {.name = "gptq", .solve = solve_gptq, .stored_bits = affine_bits, .bits = kAffineBits},
+    {.name = "comq",
+     .solve = solve_comq,
+     .stored_bits = affine_bits,
+     .bits = kAffineBits,
+     .has_column_order = false,
+     .sweeps = 16},
     {.name = "spqr",
      .solve = solve_spqr,
+     .stored_bits = spqr_bits,
      .bits = kAffineBits,
      .has_uniform_grid = false,
      .has_column_order = false,
-     .one_curvature = true,
+     .one_curvature = true,  // runs of rows would end inside a tile of statistics
      .group_size = 16,
-     .damping = 1,
      .sweeps = -1},
     {.name = "billm",
      .solve = solve_billm,
+     .stored_bits = billm_bits,
      .bits = kOneBit,
      .has_groups = false,
      .has_uniform_grid = false,

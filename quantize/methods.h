@@ -62,6 +62,8 @@ struct LayerSolution {
 struct Method {
   const char* name;
   LayerSolution (*solve)(Backend& backend, const LayerProblem& problem);
+  /// Bits per weight to expect, every stored byte counted but outliers, whose number the weights decide.
+  double (*stored_bits)(int64_t rows, int64_t columns, const GridOptions& grid, const MethodOptions& options);
   bool uses_curvature = true;
   std::span<const int> bits;     ///< widths it can produce
   bool has_groups = true;        ///< false: blocks of its own instead of --group-size

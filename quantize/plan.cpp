@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "quantize/calibration.h"
+#include "quantize/methods.h"
 #include "quantize/output.h"
 #include "quantize/quantizer.h"
 
@@ -26,10 +27,10 @@ uint64_t stream_bytes(const nn::ModelFacts& facts, const Recipe& recipe, int64_t
          4 * widest * (std::max<uint64_t>(rows, 1024) + 1024);
 }
 
-// Second moment, curvature and factor share one f64 matrix, unless a method wants curvature and factor at once.
-// Asymmetric targets need the drift's cross moment in f32.
+// Second moment, curvature and factor share one f64 matrix, unless a method wants curvature and factor at once (sweeps
+// also have the curvature in f32). Asymmetric targets need the drift's cross moment in f32.
 uint64_t matrix_bytes_per_element(const Recipe& recipe) {
-  return 8 + (recipe.options.sweeps > 0 ? 8 : 0) + (recipe.asymmetric ? 4 : 0);
+  return 8 + (recipe.options.sweeps > 0 ? 8 + 4 : 0) + (recipe.asymmetric ? 4 : 0);
 }
 
 }  // namespace
@@ -37,6 +38,7 @@ uint64_t matrix_bytes_per_element(const Recipe& recipe) {
 QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const Recipe& recipe,
                                int64_t samples, int64_t length) {
   QuantizePlan plan;
+  const Method& method = method_named(recipe.method);
   for (const StoredTensor& tensor : source.tensors()) plan.output_bytes += tensor.bytes;
   const double tokens = double(samples * length);
   double bits = 0;
@@ -45,9 +47,8 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     const double in = double(layer.in_features()), out = double(layer.out_features());
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
-    const double group = double(grid.group_size);
-    const double per_weight =
-        recipe.target_bits > 0 ? recipe.target_bits : grid.bits + (16 + grid.bits) / group;
+    const double per_weight = recipe.target_bits > 0 ? recipe.target_bits
+                                                     : method.stored_bits(int64_t(out), int64_t(in), grid, recipe.options);
     ++plan.modules;
     plan.weights += int64_t(in * out);
     bits += per_weight * in * out;

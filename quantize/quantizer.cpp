@@ -20,6 +20,11 @@ namespace ballast {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+double outlier_share(const QuantizedMatrix& matrix) {
+  const auto* sparse = std::get_if<SparseOutlierMatrix>(&matrix);
+  return sparse ? double(sparse->outlier_values.size()) / double(sparse->codes.size()) : 0;
+}
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -48,6 +53,8 @@ class Quantizer {
   void quantize_block(int64_t index);
   void quantize_head();
   InputMoments empty_moments(int64_t features) const;
+  template <class Body>
+  void side_by_side(const Body& body);
   void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
            const TensorView& x_float);
   void add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
@@ -142,6 +149,18 @@ void Quantizer::add_drift(const HiddenStream::Part& part, const TensorView& x, c
   }
 }
 
+// Calls body(part, reference) for every part of the stream; `reference` is the same part of the float stream, or null
+// where none is kept.
+template <class Body>
+void Quantizer::side_by_side(const Body& body) {
+  using Part = HiddenStream::Part;
+  for (int64_t index = 0; index < stream_->parts(); ++index)
+    stream_->with_part(index, [&](const Part& part) {
+      if (!reference_) return body(part, static_cast<const Part*>(nullptr));
+      reference_->with_part(index, [&](const Part& reference) { body(part, &reference); });
+    });
+}
+
 // x_float: the same tokens' input in the float model, or empty.
 void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& x_float) {
@@ -178,19 +197,16 @@ InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, boo
   };
   InputMoments moments =
       empty_moments((contract ? branch.contract() : *branch.expand().front()).in_features());
-  for (int64_t index = 0; index < stream_->parts(); ++index)
-    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
-      const TensorView x = input_of(branch, part);
-      if (contract && kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, x);
-      if (!float_branch) return add(moments, part, x, {});
-      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
-        const TensorView x_float = input_of(*float_branch, reference);
-        add(moments, part, x, x_float);
-        if (!contract) return;
-        add_residual(moments, part, x, part.hidden, reference.hidden);
-        float_branch->finish(reference.context, x_float, reference.hidden);
-      });
-    });
+  side_by_side([&](const HiddenStream::Part& part, const HiddenStream::Part* reference) {
+    const TensorView x = input_of(branch, part);
+    if (contract && kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, x);
+    if (!reference) return add(moments, part, x, {});
+    const TensorView x_float = input_of(*float_branch, *reference);
+    add(moments, part, x, x_float);
+    if (!contract) return;
+    add_residual(moments, part, x, part.hidden, reference->hidden);
+    float_branch->finish(reference->context, x_float, reference->hidden);
+  });
   return moments;
 }
 
@@ -202,33 +218,28 @@ std::vector<InputMoments> Quantizer::observe_whole(nn::Block& block, nn::Block* 
     all.push_back(empty_moments(branch->expand().front()->in_features()));
     all.push_back(empty_moments(branch->contract().in_features()));
   }
-  for (int64_t index = 0; index < stream_->parts(); ++index)
-    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
-      const OutputView hidden = part.context.workspace.floats(part.hidden.shape);
-      job_.backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
-      const auto walk = [&](const HiddenStream::Part* reference) {
-        for (size_t i = 0; i < block.branches.size(); ++i) {
-          nn::Branch& branch = *block.branches[i];
-          const TensorView x = branch.expand_input(part.context, hidden);
-          const TensorView u = branch.contract_input(part.context, x);
-          TensorView x_float, u_float;
-          if (reference) {
-            nn::Branch& float_branch = *float_block->branches[i];
-            x_float = float_branch.expand_input(reference->context, reference->hidden);
-            u_float = float_branch.contract_input(reference->context, x_float);
-          }
-          add(all[2 * i], part, x, x_float);
-          add(all[2 * i + 1], part, u, u_float);
-          if (reference) {
-            add_residual(all[2 * i + 1], part, u, hidden, reference->hidden);
-            float_block->branches[i]->finish(reference->context, u_float, reference->hidden);
-          }
-          branch.finish(part.context, u, hidden);
-        }
-      };
-      if (!float_block) return walk(nullptr);
-      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) { walk(&reference); });
-    });
+  side_by_side([&](const HiddenStream::Part& part, const HiddenStream::Part* reference) {
+    const OutputView hidden = part.context.workspace.floats(part.hidden.shape);
+    job_.backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
+    for (size_t i = 0; i < block.branches.size(); ++i) {
+      nn::Branch& branch = *block.branches[i];
+      const TensorView x = branch.expand_input(part.context, hidden);
+      const TensorView u = branch.contract_input(part.context, x);
+      TensorView x_float, u_float;
+      if (reference) {
+        nn::Branch& float_branch = *float_block->branches[i];
+        x_float = float_branch.expand_input(reference->context, reference->hidden);
+        u_float = float_branch.contract_input(reference->context, x_float);
+      }
+      add(all[2 * i], part, x, x_float);
+      add(all[2 * i + 1], part, u, u_float);
+      if (reference) {
+        add_residual(all[2 * i + 1], part, u, hidden, reference->hidden);
+        float_block->branches[i]->finish(reference->context, u_float, reference->hidden);
+      }
+      branch.finish(part.context, u, hidden);
+    }
+  });
   return all;
 }
 
@@ -245,7 +256,7 @@ void Quantizer::advance(nn::Branch& branch) {
   const bool gathered = bool(kept_inputs_);
   if (keeps_inputs(branch) && !gathered)
     kept_inputs_ = StoredRows(job_.backend, stream_->rows(), branch.contract().in_features());
-  stream_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+  stream_->for_each_part([&](const HiddenStream::Part& part) {
     if (!kept_inputs_) return branch.forward(part.context, part.hidden);
     if (!gathered)
       kept_inputs_.store(job_.backend, part.first_row,
@@ -261,7 +272,7 @@ void Quantizer::advance(nn::Branch& branch) {
 // where they are: each pass rounds what it leaves.
 void Quantizer::advance_reference(nn::Block* float_block, size_t begin, size_t end) {
   if (!float_block) return;
-  reference_->for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+  reference_->for_each_part([&](const HiddenStream::Part& part) {
     for (size_t i = begin; i < end; ++i) float_block->branches[i]->forward(part.context, part.hidden);
   });
 }
@@ -306,14 +317,11 @@ void Quantizer::quantize_head() {
   if (settled({&head}, false)) return install_settled({&head}, false);
   gather_block_gradients(job_.model.facts().layers);
   InputMoments moments = empty_moments(head.in_features());
-  for (int64_t index = 0; index < stream_->parts(); ++index)
-    stream_->with_part(index, nullptr, [&](const HiddenStream::Part& part) {
-      const TensorView x = job_.model.head_input(part.context, part.hidden);
-      if (!reference_) return add(moments, part, x, {});
-      reference_->with_part(index, nullptr, [&](const HiddenStream::Part& reference) {
-        add(moments, part, x, job_.model.head_input(reference.context, reference.hidden));
-      });
-    });
+  side_by_side([&](const HiddenStream::Part& part, const HiddenStream::Part* reference) {
+    const TensorView x = job_.model.head_input(part.context, part.hidden);
+    add(moments, part, x,
+        reference ? job_.model.head_input(reference->context, reference->hidden) : TensorView());
+  });
   quantize_layers({&head}, std::move(moments), false);
 }
 
@@ -380,7 +388,7 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
   const bool centred = job_.recipe.compensation == Compensation::joint;
   std::optional<DriftMoments> drift;
-  if (job_.recipe.asymmetric) drift = drift_moments(std::move(moments), centred);
+  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
   LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
@@ -467,7 +475,8 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
                                 .bits_per_weight = bits_per_weight(solution.matrix),
                                 .error_before = result.error_before,
                                 .error_after = result.error_after,
-                                .damping = solution.damping}};
+                                .damping = solution.damping,
+                                .outlier_share = outlier_share(solution.matrix)}};
   record.matrix = std::move(solution.matrix);
   if (job_.recipe.compensation != Compensation::none) {
     record.bias = layer.bias ? layer.bias.to_floats() : std::vector<float>(size_t(layer.out_features()));

@@ -137,8 +137,8 @@ void fields(Archive& archive, Matrix& matrix) {
 
 template <class Archive, class Report>
 void report_fields(Archive& archive, Report& report) {
-  auto& [name, out, in, bits, group_size, per_weight, before, after, damping, seconds] = report;
-  archive(name, out, in, bits, group_size, per_weight, before, after, damping, seconds);
+  auto& [name, out, in, bits, group_size, per_weight, before, after, damping, outliers, seconds] = report;
+  archive(name, out, in, bits, group_size, per_weight, before, after, damping, outliers, seconds);
 }
 
 template <class Archive, class Tokens>

@@ -16,9 +16,10 @@ struct LayerReport {
   int bits = 0;
   int64_t group_size = 0;
   double bits_per_weight = 0;
-  double error_before = 0;  ///< E‖(W − Q)x‖² / E‖Wx‖² over the calibration inputs
-  double error_after = 0;   ///< the same with the compensation
-  double damping = 0;       ///< 0: not used
+  double error_before = 0;   ///< E‖(W − Q)x‖² / E‖Wx‖² over the calibration inputs
+  double error_after = 0;    ///< the same with the compensation
+  double damping = 0;        ///< 0: not used
+  double outlier_share = 0;  ///< of the weights, kept apart in 16 bits (sparse outliers)
   double seconds = 0;
 };
 

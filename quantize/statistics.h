@@ -1,11 +1,9 @@
 // Moments of the inputs of linear layers, gathered while calibration data runs through a model.
 #pragma once
 
-#include <functional>
 #include <vector>
 
-#include "engine/nn/linear.h"
-#include "engine/nn/observer.h"
+#include "kernels/backend.h"
 
 namespace ballast {
 
@@ -28,24 +26,6 @@ struct Statistics {
   /// E[x | position], zeros for a position never seen.
   std::vector<double> position_mean(int64_t position) const;
   int64_t positions() const { return int64_t(position_count.size()); }
-};
-
-/// Routes what passes observe into the Statistics that a function picks for each layer.
-class StatisticsObserver final : public nn::Observer {
- public:
-  using Pick = std::function<Statistics*(const nn::Linear& layer)>;
-  StatisticsObserver(Backend& backend, Pick pick) : backend_(backend), pick_(std::move(pick)) {}
-
-  /// Positions of the rows of the pass that follows.
-  void positions(const TensorView& positions) { positions_ = positions; }
-  void input(const nn::Linear& layer, const TensorView& x) override {
-    if (Statistics* statistics = pick_(layer)) statistics->add(backend_, x, positions_);
-  }
-
- private:
-  Backend& backend_;
-  Pick pick_;
-  TensorView positions_;
 };
 
 }  // namespace ballast

@@ -34,7 +34,7 @@ std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, 
 
 }  // namespace
 
-DriftMoments drift_moments(InputMoments&& moments, bool centred) {
+DriftMoments drift_moments(InputMoments& moments, bool centred) {
   const int64_t n = moments.quantized.features;
   CHECK(int64_t(moments.drift.size()) == n * n && moments.has_reference());
   const double scale = 1 / double(moments.quantized.count);

@@ -40,7 +40,7 @@ struct DriftMoments {
   std::vector<float> residual;  ///< E[(h_f − h_q) x_qᵀ], [out_features, features], or empty
 };
 /// Of the centred moments when `centred`. Takes `drift` and `residual` out of the moments.
-DriftMoments drift_moments(InputMoments&& moments, bool centred);
+DriftMoments drift_moments(InputMoments& moments, bool centred);
 
 /// W' for one layer of the shared input. `factor`: of H, which also sets λ. Dead columns keep their weights.
 std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,

@@ -42,8 +42,11 @@ class TunedLayer {
         shift_(size_t(matrix_.out_features)),
         scale_steps_(factors_.size()),
         bias_steps_(shift_.size()),
-        bias_(record.bias) {
+        bias_(record.bias),
+        decoded_(matrix_.codes.size()) {
     bias_.resize(shift_.size());
+    for (int64_t row = 0; row < matrix_.out_features; ++row)
+      matrix_.decode_row(row, decoded_.data() + row * matrix_.in_features);
   }
 
   void gather(const TensorView& x, const TensorView& dz) {
@@ -57,7 +60,7 @@ class TunedLayer {
       for (int64_t row = begin; row < end; ++row) {
         for (int64_t column = 0; column < in; ++column) {
           const int64_t at = row * groups + column / matrix_.group_size;
-          scale_gradient_[size_t(at)] += weight_gradient_[size_t(row * in + column)] * double(matrix_.value(row, column));
+          scale_gradient_[size_t(at)] += weight_gradient_[size_t(row * in + column)] * double(decoded_[size_t(row * in + column)]);
         }
         for (int64_t t = 0; t < dz.shape[0]; ++t) bias_gradient_[size_t(row)] += double(dz.row(t)[row]) * spread_;
       }
@@ -80,7 +83,7 @@ class TunedLayer {
       for (int64_t row = begin; row < end; ++row)
         for (int64_t column = 0; column < in; ++column)
           weight[size_t(row * in + column)] =
-              matrix_.value(row, column) *
+              decoded_[size_t(row * in + column)] *
               factors_[size_t(row * matrix_.groups() + column / matrix_.group_size)];
     });
     for (size_t i = 0; i < bias.size(); ++i) bias[i] += shift_[i] * float(spread_);
@@ -106,7 +109,7 @@ class TunedLayer {
       for (int64_t i = 0; i < in; ++i) power[size_t(i)] += double(x.row(t)[i]) * double(x.row(t)[i]) / double(tokens);
     double sum = 0;
     for (int64_t row = 0; row < matrix_.out_features; ++row)
-      for (int64_t i = 0; i < in; ++i) sum += std::pow(double(matrix_.value(row, i)), 2) * power[size_t(i)];
+      for (int64_t i = 0; i < in; ++i) sum += std::pow(double(decoded_[size_t(row * in + i)]), 2) * power[size_t(i)];
     spread_ = std::max(1e-6, std::sqrt(sum / double(matrix_.out_features)));
   }
 
@@ -117,6 +120,7 @@ class TunedLayer {
   std::vector<float> factors_, shift_;
   Adam scale_steps_, bias_steps_;
   std::vector<float> bias_;
+  std::vector<float> decoded_;  ///< [out_features, in_features]: the weight before tuning
   std::vector<double> weight_gradient_, scale_gradient_, bias_gradient_;
   double spread_ = 0;
   bool seen_ = false;
@@ -179,7 +183,7 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
     if (done > all - tenth) result.after += loss, ++late;
     progress(done, all);
   };
-  for (int epoch = 0; epoch < options.epochs; ++epoch) stream.for_each_part(nullptr, step);
+  for (int epoch = 0; epoch < options.epochs; ++epoch) stream.for_each_part(step);
   result.before /= double(std::max<int64_t>(1, early));
   result.after /= double(std::max<int64_t>(1, late));
   for (auto& [layer, tuned] : observer.layers) tuned.keep();

@@ -13,8 +13,7 @@ constexpr double kLargestGain = 2;
 }  // namespace
 
 std::vector<float> output_gains(Backend& backend, std::span<const float> weight, const Curvature& curvature,
-                                double damping,
-                                const std::function<void(int64_t row, float* q)>& decode_row) {
+                                double damping, const DecodeRow& decode) {
   const int64_t n = curvature.size, rows = int64_t(weight.size()) / n;
   std::vector<float> h(curvature.h.begin(), curvature.h.end());
   double mean = 0;
@@ -29,7 +28,7 @@ std::vector<float> output_gains(Backend& backend, std::span<const float> weight,
   backend.parallel_for(rows, [&](int64_t begin, int64_t end) {
     std::vector<float> q(static_cast<size_t>(n));
     for (int64_t row = begin; row < end; ++row) {
-      decode_row(row, q.data());
+      decode(row, q.data());
       double own = 0, shared = 0;
       for (int64_t j = 0; j < n; ++j) {
         own -= double(product[size_t(row * n + j)]) * double(weight[size_t(row * n + j)]);
@@ -44,8 +43,7 @@ std::vector<float> output_gains(Backend& backend, std::span<const float> weight,
 
 void unbias(Backend& backend, std::span<const float> weight, const Curvature& curvature, double damping,
             AffineMatrix& matrix) {
-  const auto decode = [&](int64_t row, float* q) { matrix.decode_row(row, q); };
-  const std::vector<float> gains = output_gains(backend, weight, curvature, damping, decode);
+  const std::vector<float> gains = output_gains(backend, weight, curvature, damping, matrix);
   for (int64_t row = 0; row < matrix.out_features; ++row) {
     const std::span scales(matrix.scales.data() + row * matrix.groups(), size_t(matrix.groups()));
     const auto normal = [&](uint16_t scale) {
@@ -59,8 +57,7 @@ void unbias(Backend& backend, std::span<const float> weight, const Curvature& cu
 
 void unbias(Backend& backend, std::span<const float> weight, const Curvature& curvature, double damping,
             ResidualBinaryMatrix& matrix) {
-  const auto decode = [&](int64_t row, float* q) { matrix.decode_row(row, q); };
-  const std::vector<float> gains = output_gains(backend, weight, curvature, damping, decode);
+  const std::vector<float> gains = output_gains(backend, weight, curvature, damping, matrix);
   const int64_t count = matrix.blocks() * ResidualBinaryMatrix::kCoefficients;
   for (int64_t row = 0; row < matrix.out_features; ++row) {
     const std::span coefficients(matrix.coefficients.data() + row * count, size_t(count));

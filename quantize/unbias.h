@@ -18,10 +18,22 @@
 
 namespace ballast {
 
-/// γ of every row; 1 where it would not be between ½ and 2 or where the row has no output. `decode_row` writes
-/// a row of Q; `damping` as for the codes.
+using DecodeRow = std::function<void(int64_t row, float* q)>;
+
+/// γ of every row; 1 where it would not be between ½ and 2 or where the row has no output. `decode` writes a
+/// row of Q; `damping` as for the codes.
 std::vector<float> output_gains(Backend& backend, std::span<const float> weight, const Curvature& curvature,
-                                double damping, const std::function<void(int64_t row, float* q)>& decode_row);
+                                double damping, const DecodeRow& decode);
+/// The same for a matrix in any encoding.
+template <class Matrix>
+requires requires(const Matrix& matrix, float* q) {
+  matrix.decode_row(0, q);
+}
+std::vector<float> output_gains(Backend& backend, std::span<const float> weight, const Curvature& curvature,
+                                double damping, const Matrix& matrix) {
+  return output_gains(backend, weight, curvature, damping,
+                      DecodeRow([&](int64_t row, float* q) { matrix.decode_row(row, q); }));
+}
 
 /// Multiplies the scales of each row by its gain and rounds them to binary16; a row whose scales would leave
 /// binary16's normal range stays.

@@ -24,14 +24,16 @@ WIDTHS = [
     ("W3 g128", ["--bits", "3", "--group-size", "128"]),
     ("W2 g64", ["--bits", "2", "--group-size", "64"]),
 ]
-# How transformers is told to read a layout: None is its own choice. Largest log-probability difference allowed: kernels of its own
-# choice may compute in 16 bits; the plain ones get the room that float32 sums of another order need.
-GPTQ_READINGS = {"own choice": (None, 0.02), "gptq_torch": ({"backend": "gptq_torch"}, 1e-3)}
+# How transformers is told to read a layout: None is its own choice.
+GPTQ_READINGS = {"own choice": None, "gptq_torch": {"backend": "gptq_torch"}}
 LAYOUTS = {
     "gptq": GPTQ_READINGS,
     "gptq_v2": GPTQ_READINGS,
-    "compressed-tensors": {"own choice": (None, 0.02), "dequantized": ({"dequantize": True}, 1e-3)},
+    "compressed-tensors": {"own choice": None, "dequantized": {"dequantize": True}},
 }
+# Most readers round the decoded weights to binary16, which Ballast does not: a few thousandths on the bundled model. A wrong code,
+# zero point or bias is worth tenths.
+LARGEST_DIFFERENCE = 0.02
 PACKAGES = ["torch", "transformers", "compressed-tensors", "gptqmodel", "optimum"]
 
 
@@ -94,13 +96,13 @@ def compare(title, layout, folder, arguments):
     expected = ours(arguments.ballast, folder, arguments.text)
     mean = sum(expected["nll"]) / WINDOWS
     agreed = False
-    for reading, (options, most) in LAYOUTS[layout].items():
+    for reading, options in LAYOUTS[layout].items():
         got = read_apart(folder, arguments.text, expected, arguments.device, options)
         if "error" in got:
             print(f"| {title} | {layout} | {reading} | refused: {' '.join(got['error'].replace('|', ' ').split())[:160]} | {mean:.6f} | | | |",
                   flush=True)
             continue
-        agreed = agreed or got["difference"] <= most
+        agreed = agreed or got["difference"] <= LARGEST_DIFFERENCE
         print(f"| {title} | {layout} | {reading} | {', '.join(got['kinds'])} | {mean:.6f} | {sum(got['nll']) / WINDOWS:.6f} | "
               f"{got['difference']:.1e} | {'yes' if got['same'] else 'no'} |", flush=True)
     return agreed

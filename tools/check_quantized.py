@@ -3,7 +3,7 @@
 
 usage: check_quantized.py BALLAST FLOAT_DIR TEXT QUANTIZED_DIR... [--dataset text|wikitext2] [--windows N] [--tolerance NATS]
 
-The quantized weights are decoded here from the documented layout (engine/io/packed.h), by code that shares nothing with the
+The quantized weights are decoded here from the documented layouts (engine/io/packed.h and quantized.h), by code that shares nothing with the
 product, put into a float32 OPT and run on the same windows: one </s> in front of the text, windows of the model's context end to
 end, every target scored. Fails when the mean loss of any window differs by more than the tolerance. Needs torch, transformers,
 safetensors (versions last used: 2.15, 5.23, 0.8).
@@ -67,6 +67,38 @@ def decode_pack_quantized(tensors, name):
     return affine(scales[:, group_of], zeros, unpack(words, bits, columns), group_of)
 
 
+def decode_sparse_outliers(tensors, name):
+    """engine/io/quantized.h: value = outlier, or scale (code - zero) with both statistics low + step * code in float32."""
+    part = lambda key: tensors[f"{name}.weight{key}"].numpy()
+    bits, stat_bits, group_size = (int(n) for n in part("_grid"))
+    statistics, rows = part("_statistics").astype(np.float32), part("_outlier_rows").astype(np.int64)
+    out, groups = len(part("")), statistics.shape[1]
+    columns = groups * group_size
+    codes = unpack(part(""), bits, columns).astype(np.float32)
+    stream = lambda key: unpack(part(key).reshape(1, -1), stat_bits, out * groups).reshape(out, groups).astype(np.float32)
+    low_scale, step_scale, low_zero, step_zero = np.moveaxis(statistics[np.arange(out) // 16], 2, 0)
+    scale, zero = low_scale + step_scale * stream("_scale_codes"), low_zero + step_zero * stream("_zero_codes")
+    weight = np.repeat(scale, group_size, axis=1) * (codes - np.repeat(zero, group_size, axis=1))
+    row_of = np.repeat(np.arange(out), np.diff(rows))
+    weight[row_of, part("_outlier_columns").astype(np.int64)] = part("_outliers").astype(np.float32)
+    return weight
+
+
+def decode_residual_binary(tensors, name):
+    """engine/io/quantized.h: two bits a weight pick one of four values of its row and block."""
+    part = lambda key: tensors[f"{name}.weight{key}"].numpy()
+    block_size, coefficients = int(part("_block_size")[0]), part("_coefficients").astype(np.float32)
+    columns = part("").shape[1] * 16  # whole words only: in_features must divide by 32
+    salient = unpack(part("_salient").reshape(1, -1), 1, columns)[0].astype(bool)
+    codes = unpack(part(""), 2, columns)
+    mean, scale1, scale2, mean0, scale0, mean1, scale1_group = np.moveaxis(
+        np.repeat(coefficients, block_size, axis=1)[:, :columns], 2, 0)
+    first, second = np.where(codes & 1, 1, -1).astype(np.float32), np.where(codes & 2, 1, -1).astype(np.float32)
+    double = mean + first * scale1 + second * scale2
+    single = np.where(codes & 2, mean1 + first * scale1_group, mean0 + first * scale0)
+    return np.where(salient, double, single)
+
+
 def decode_all(folder):
     """(state dict with plain weights, {module: [out]}, {module: [positions, out]}) of a folder, quantized or not."""
     tensors = read_tensors(folder)
@@ -79,6 +111,10 @@ def decode_all(folder):
             state[name + ".weight"] = torch.from_numpy(decode_gptq(tensors, name, is_v1))
         elif part == "weight_packed":
             state[name + ".weight"] = torch.from_numpy(decode_pack_quantized(tensors, name))
+        elif part == "weight" and name + ".weight_grid" in tensors:
+            state[key] = torch.from_numpy(decode_sparse_outliers(tensors, name))
+        elif part == "weight" and name + ".weight_block_size" in tensors:
+            state[key] = torch.from_numpy(decode_residual_binary(tensors, name))
         elif part == "compensation":
             channel[name] = tensor.float()
         elif part == "position_compensation":

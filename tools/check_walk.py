@@ -5,9 +5,10 @@
 usage: check_walk.py BALLAST MODEL_DIR TEXT [--tokens N] [--bits B] [--group-size G] [--method rtn|gptq]
                      [--compensate none|channel|joint] [--correct-drift] [--asymmetric] [--damping X]
 
-The calibration text is a piece of TEXT that is exactly N tokens long, so that both see the same one window. Codes agree up to
-ties: one code that falls otherwise moves the inputs of all later layers a little, so agreement fades with depth where the
-product is right, and is lost at once where it is not. Needs torch, transformers, safetensors.
+The calibration text is a piece of TEXT that is exactly N tokens long, so that both see the same one window. Every layer is
+computed from what the product stored for the layers before it, so layers are judged one by one. Codes agree up to ties of float32
+arithmetic, of which one changes the rest of its row; biases agree to binary16. Fails where fewer than 95 % of the codes are the
+same or a bias is further away. Needs torch, transformers, safetensors.
 """
 
 import argparse
@@ -17,13 +18,20 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from transformers import AutoTokenizer, OPTConfig
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import check_quantized  # noqa: E402
 import reference_quantizers as reference  # noqa: E402
+
+
+def half_rows(hidden):
+    """Hidden states, and the inputs of out_proj and fc2 once they were seen, as calibration keeps them: binary16 with a power of two per row that brings the largest
+    magnitude into [2^14, 2^15) (kernels/ops/half_rows.h)."""
+    largest = np.abs(hidden).max(axis=1, keepdims=True)
+    scale = 2.0 ** (np.floor(np.log2(np.where(largest > 0, largest, 1))) - 14)
+    return reference.binary16(hidden / scale) * scale
 
 
 class Block:
@@ -76,59 +84,60 @@ def piece_of(tokenizer, text, count):
 
 
 def quantize(arguments, w, x, x_float, residual):
-    """(Affine, bias shift) of one linear."""
+    """The reference's Affine of one linear."""
     joint = arguments.compensate == "joint"
     h, dead = reference.activation_curvature(x, joint)
     options = reference.GridOptions(arguments.bits, arguments.group_size)
     target = w
     if arguments.asymmetric:
         target = reference.asymmetric_target(w, x_float, x, arguments.damping, joint, residual)
-        target = target.astype(np.float32).astype(float)
-    solution = (reference.rtn(target, options) if arguments.method == "rtn"
-                else reference.gptq(target, h, dead, options, damping=arguments.damping))
-    q = solution.decoded()
+    if arguments.method == "rtn":
+        return reference.rtn(target, options)
+    return reference.gptq(target, h, dead, options, damping=arguments.damping)
+
+
+def bias_shift(arguments, w, q, x, x_float, residual):
     if arguments.compensate == "none":
-        return solution, 0.0
+        return np.zeros(len(w))
     shift = reference.compensation(w, q, x, x_float if arguments.correct_drift else None)
-    if residual is not None and arguments.correct_drift:
-        shift = shift + residual.mean(axis=0)
-    return solution, shift
+    return shift if residual is None else shift + residual.mean(axis=0)
 
 
-def compare(name, folder_tensors, solution, bias):
-    decoded = folder_tensors[name + ".weight"].numpy().astype(float)
-    mine = solution.decoded()
+def compare(name, solution, decoded, bias, shift, stored_bias):
+    """Prints and judges. A bias may be one binary16 step away, and 1e-4 of the largest shift for float32's sums."""
     step = np.repeat(solution.scales, solution.group_size, axis=1)
-    same = np.mean(np.abs(decoded - mine) < 0.25 * step)
-    theirs = folder_tensors[name + ".bias"].numpy().astype(float)
-    apart = np.abs(theirs - bias).max() / np.abs(bias).max()
-    rows = np.mean((np.abs(decoded - mine) < 0.25 * step).all(axis=1))
-    print(f"{name:44} same codes {100 * same:7.3f} %  whole rows {100 * rows:7.3f} %  bias apart {apart:.1e}", flush=True)
-    return same
+    same = np.abs(decoded - solution.decoded()) < 0.25 * step
+    allowed = np.spacing(np.abs(bias).astype(np.float16)).astype(float) + 1e-4 * np.abs(shift).max()
+    apart = (np.abs(stored_bias - bias) / allowed).max()
+    fine = same.mean() >= 0.95 and apart <= 1
+    print(f"{name:42} same codes {100 * same.mean():8.4f} %  whole rows {100 * same.all(axis=1).mean():8.3f} %  "
+          f"bias apart {apart:.2f} of what is allowed{'' if fine else '  DIFFERS'}", flush=True)
+    return fine
 
 
 def walk(arguments, config, source, ids, quantized):
     tensors = {key: value.numpy().astype(float) for key, value in check_quantized.decode_all(source)[0].items()}
     embed = tensors["model.decoder.embed_tokens.weight"][ids] + tensors["model.decoder.embed_positions.weight"][np.arange(len(ids)) + 2]
-    hidden, hidden_float = embed.copy(), embed.copy()
-    shares = []
+    hidden, hidden_float = half_rows(embed), half_rows(embed)
+    fine = True
     for i in range(config.num_hidden_layers):
         prefix = f"model.decoder.layers.{i}."
         block, block_float = (Block(tensors, prefix, config.num_attention_heads) for _ in range(2))
         x = x_float = None
         for (names, read, adds), (_, read_float, _) in zip(block.steps(), block_float.steps()):
             x, x_float = read(hidden, x), read_float(hidden_float, x_float)
-            drift = hidden_float - hidden if adds and (arguments.asymmetric and arguments.correct_drift) else None
+            residual = hidden_float - hidden if adds and arguments.asymmetric else None
             for name in names:
                 w, bias = block.linear[name]
-                seen = x.astype(np.float32).astype(float)
-                solution, shift = quantize(arguments, w, seen, x_float.astype(np.float32).astype(float), drift)
-                new_bias = reference.binary16(bias + shift)
-                shares.append(compare(prefix + name, quantized, solution, new_bias))
-                block.linear[name] = (solution.decoded(), new_bias)
+                solution = quantize(arguments, w, x, x_float, residual)
+                q, stored_bias = (quantized[f"{prefix}{name}.{part}"].numpy().astype(float) for part in ("weight", "bias"))
+                shift = bias_shift(arguments, w, q, x, x_float, residual if arguments.correct_drift else None)
+                fine &= compare(prefix + name, solution, q, bias + shift, shift, stored_bias)
+                block.linear[name] = (q, stored_bias)
             if adds:
-                hidden, hidden_float = hidden + block.apply(adds, x), hidden_float + block_float.apply(adds, x_float)
-    return shares
+                hidden = half_rows(hidden + block.apply(adds, half_rows(x)))
+                hidden_float = half_rows(hidden_float + block_float.apply(adds, half_rows(x_float)))
+    return fine
 
 
 def main():
@@ -159,7 +168,7 @@ def main():
         command += ["--asymmetric"] if arguments.asymmetric else []
         subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=True)
         quantized = check_quantized.decode_all(folder)[0]
-    walk(arguments, OPTConfig.from_pretrained(arguments.model), arguments.model, ids, quantized)
+    sys.exit(not walk(arguments, OPTConfig.from_pretrained(arguments.model), arguments.model, ids, quantized))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Curvature from gradients of two tiny OPT models (tests/golden/opt), by PyTorch's autograd in float64 and the formulas of
 tests/support/reference_quantizers.py.
 
-The loss of a sample is the sum over its tokens of -log p(next token). x is extended by a constant 1 that stands for the bias.
+Calibration keeps hidden states between blocks in binary16 with a power of two per row (kernels/ops/half_rows.h), so the states before
+the observed block are rounded that way here, too. The loss of a sample is the sum over its tokens of -log p(next token). x is extended by a constant 1 that stands for the bias.
 """
 
 import json
@@ -23,6 +24,16 @@ CASES = {
     "post_norm_350m": (0, ["self_attn.k_proj", "fc1"], ["self_attn.out_proj"]),
 }
 GUIDED_GROUPS = 2
+
+
+def half_rows(hidden):
+    """What kernels/ops/half_rows.h makes of [..., width]: the largest magnitude of a row is brought into [2^14, 2^15)."""
+    scale = 2.0 ** (torch.floor(torch.log2(hidden.abs().amax(dim=-1, keepdim=True))) - 14)
+    return (hidden / scale).to(torch.float16).to(hidden.dtype) * scale
+
+
+def rounded_input(module, args):
+    return (half_rows(args[0].detach()), *args[1:])
 
 
 def record(model, modules, ids):
@@ -61,6 +72,8 @@ def main(out_dir):
         named = dict(model.named_modules())
         prefix = f"model.decoder.layers.{block}."
         modules = {prefix + name: named[prefix + name] for name in dict.fromkeys(adaptive + guided)}
+        for layer in model.model.decoder.layers[: block + 1]:
+            layer.register_forward_pre_hook(rounded_input)
         x, dy, sample, loss = record(model, modules, torch.from_numpy(ids))
         for name in adaptive:
             h = reference.output_adaptive_curvature(x[prefix + name], dy[prefix + name], sample)

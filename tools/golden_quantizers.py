@@ -13,12 +13,14 @@ import numpy as np
 from safetensors.numpy import save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+import reference_billm  # noqa: E402
 import reference_descent as descent  # noqa: E402
 import reference_quantizers as reference  # noqa: E402
 import reference_spqr  # noqa: E402
 
 TIE = 1e-4
 JOINT_TIE = 2e-5  # where all rows must be lucky at once
+SPQR_TIE = 4e-6  # and where statistics of statistics are rounded; float32 moves weights by some 1e-6 step
 # More columns than the solver's blocks hold (128) in one, fewer tokens than columns, so that H is singular without damping.
 LAYERS = {
     "narrow": {"rows": 24, "columns": 96, "tokens": 100, "positions": 5, "dead": [13], "offset": 1.5, "seed": 1},
@@ -70,9 +72,10 @@ JOINT_CASES = [
 SPQR_CASES = [
     {"name": "spqr_w4", "bits": 4, "group_size": 16, "damping": 1.0},
     {"name": "spqr_w3_coarse", "bits": 3, "group_size": 32, "damping": 0.1, "stat_bits": 2, "outlier_threshold": 0.5},
-    {"name": "spqr_w2", "bits": 2, "group_size": 16, "damping": 0.5},
+    {"name": "spqr_w2", "bits": 2, "group_size": 16, "damping": 0.5, "outlier_threshold": 1.5},
 ]
 COMPENSATED = ("rtn_w2", "gptq_w2_centred")
+BILLM_CASES = [{"name": "billm_32", "block_size": 32}, {"name": "billm_128", "block_size": 128}]
 
 
 def inputs(layer):
@@ -156,13 +159,24 @@ def put_spqr(tensors, case, w, x):
         damping = case["damping"] * (1 + step / 64)
         solution = reference_spqr.spqr(w, h, dead, case["bits"], case["group_size"], damping=damping,
                                        stat_bits=case.get("stat_bits", 3), threshold=case.get("outlier_threshold", 0.2))
-        if solution.margins.row.min() >= JOINT_TIE:
+        if solution.margins.row.min() >= SPQR_TIE:
             break
+    else:
+        raise SystemExit(f"{case['name']}: no damping keeps all decisions away from ties")
     for key in ("codes", "scale_codes", "zero_codes", "outlier"):
         tensors[f"{case['name']}.{key}"] = getattr(solution, key).astype(np.uint8)
     tensors[case["name"] + ".stats"] = solution.stats.astype(np.float32)
     tensors[case["name"] + ".values"] = solution.values[solution.outlier].astype(np.float32)
     return {"method": "spqr", **case, "damping": damping}
+
+
+def billm_facts(case, w, x):
+    """What is left to choose freely keeps codes from being compared; how good they are and the first block's salient columns,
+    which are chosen on the weights as given, can be."""
+    h, dead = reference.activation_curvature(x)
+    q, salient = reference_billm.billm(w, h, dead, case["block_size"])
+    return {"method": "billm", "bits": 1, **case, "objective": reference.objective(w, q, h), "distance": float(((w - q) ** 2).sum()),
+            "salient": [int(j) for j in np.flatnonzero(salient[: case["block_size"]])]}
 
 
 def put_compensation(put, facts, w, q, x, x_float, positions):
@@ -198,6 +212,7 @@ def write_layer(out_dir, name, layer):
             put("gains", descent.output_gains(w.astype(float), q, h))
             put_compensation(put, cases[-1], w, q, x, x_float, positions)
     cases += [put_spqr(tensors, case, w, x) for case in SPQR_CASES]
+    cases += [billm_facts(case, w, x) for case in BILLM_CASES]
     for key, centred in (("target", False), ("target_centred", True)):
         tensors[key] = reference.asymmetric_target(w, x_float, x, centred=centred).astype(np.float32)
         tensors[key + "_residual"] = reference.asymmetric_target(w, x_float, x, centred=centred,

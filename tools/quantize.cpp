@@ -387,7 +387,8 @@ void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale
   app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
                "Sweeps also refit scales, in closed form. Default: on");
   app.add_flag("--unbiased-scales,!--no-unbiased-scales", method.unbiased_scales,
-               "After the sweeps, scale each output back to full size: least squares shrinks it. Default: on");
+               "comq, gptq with sweeps, billm: in the end scale each output back to its full size, which least "
+               "squares shrinks. Default: on");
   option("--scale-scope", scale_scope, "NAME",
          "comq: channel (each row or group its own scale) or layer (one for all rows)")
       ->capture_default_str();
@@ -458,7 +459,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--damping", recipe.damping, "X",
-         "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01; 1 with spqr");
+         "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01");
   app->add_flag("--act-order,!--no-act-order", recipe.act_order, "Columns by descending input power; implies static groups");
   app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
   app->add_flag("--one-pass", recipe.one_pass,

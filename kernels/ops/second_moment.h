@@ -10,7 +10,7 @@ struct SecondMoment {
   TensorView b;  ///< f32 [tokens, columns]; the same view as a for a symmetric result
   double* out =
       nullptr;  ///< f64 [rows, columns], row-major; summed in f32 over at most 1024 tokens, then added
-  float* out_f32 = nullptr;  ///< instead of `out`, for moments that are small beside what they are added to
+  float* out_f32 = nullptr;  ///< the same in f32, instead of `out`: for sums of small differences
 
   void check() const {
     DimChecker dims("second_moment");

@@ -11,8 +11,15 @@ const kFields = {
   damping: {title: "Damping", note: "share of the mean diagonal added to the Hessian; above the chosen one where the factorization failed with it"},
   outlier_share: {title: "Outliers", note: "share of the weights kept apart in higher precision"},
   seconds: {title: "Seconds", note: "solving the layer, without calibration"},
+  salient_share: {title: "Salient columns", note: "share of the columns binarized twice"},
+  target_bits: {title: "Wanted bits per weight"},
   sweeps: {title: "Sweeps"},
   curvature: {title: "Curvature"},
+  asymmetric: {title: "Codes for the float input"},
+  tune_epochs: {title: "Tuning epochs"},
+  tuning_kl_before: {title: "KL before tuning"},
+  tuning_kl_after: {title: "KL after tuning"},
+  range_shrink: {title: "Range shrink"},
   act_order: {title: "Column order by power"},
   correct_drift: {title: "Drift correction"},
   one_pass: {title: "One pass per block"},
@@ -20,6 +27,7 @@ const kFields = {
 };
 const kShownElsewhere = new Set(["layers", "model", "output", "bits_per_weight", "seconds", "calibration_seconds",
                                  "peak_memory_bytes", "output_bytes", "source_bytes"]);
+const kZeroIsUnused = new Set(["outlier_share", "target_bits", "tune_epochs", "tuning_kl_before", "tuning_kl_after"]);
 const fieldTitle = key => (kFields[key] || {}).title || (key[0].toUpperCase() + key.slice(1)).replace(/_/g, " ");
 const isShare = key => key.endsWith("_share");
 const fieldText = (key, value) => {
@@ -45,7 +53,7 @@ function wayOf(facts) {
 }
 function widthOf(facts) {
   const size = facts.group_size;
-  return `${facts.bits} bits${size === undefined ? "" : size > 0 ? `, groups of ${size}` : ", one scale a row"}`;
+  return `${facts.bits} bit${facts.bits === 1 ? "" : "s"}${size === undefined ? "" : size > 0 ? `, groups of ${size}` : ", one scale a row"}`;
 }
 
 // Block and kind of a layer from its name: "model.decoder.layers.3.self_attn.q_proj" is q_proj of block 3.
@@ -55,6 +63,9 @@ function place(layer) {
   const kind = parts.slice(at + 1).join(".").replace(/^(self_attn|attention|attn|mlp)\./, "");
   return {layer, block: Number(parts[at]), kind, short: `${parts[at]}.${kind}`};
 }
+// A layer's field as shown: groups as long as a row are whole rows, whatever the row's length.
+const fieldOf = (layer, key) =>
+  key === "group_size" && Array.isArray(layer.shape) && layer.shape[1] === layer[key] ? "whole rows" : layer[key];
 function tipOf(layer) {
   const lines = [layer.name, `error ${percent(layer.error_before)} → ${percent(layer.error_after)}`];
   if (layer.error_before > 0) lines.push(`compensation ${signedPercent(layer.error_after / layer.error_before - 1)}`);
@@ -90,7 +101,7 @@ function keyFigures(run) {
 function recipe(run) {
   const entries = [];
   for (const [key, value] of Object.entries(run)) {
-    if (kShownElsewhere.has(key)) continue;
+    if (kShownElsewhere.has(key) || (kZeroIsUnused.has(key) && value === 0)) continue;
     if (Array.isArray(value)) {
       if (value.length > 0) entries.push([fieldTitle(key), fieldText(key, value), true]);
     } else if (value && typeof value === "object") {
@@ -144,10 +155,10 @@ function layerFields(run) {
   const keys = [...new Set(run.layers.flatMap(Object.keys))].filter(key => !["name", "shape", "error_before", "error_after"].includes(key));
   const varying = [], constant = [];
   for (const key of keys) {
-    const values = run.layers.map(layer => layer[key]);
+    const values = run.layers.map(layer => fieldOf(layer, key));
     if (values.some(value => value !== null && typeof value === "object")) continue;
     const same = values.every(value => value === values[0]);
-    (same ? constant : varying).push({key, numeric: values.every(isNumber), value: values[0]});
+    (same ? constant : varying).push({key, numeric: values.every(value => isNumber(value) || value === undefined), value: values[0]});
   }
   return {varying, constant};
 }
@@ -155,21 +166,22 @@ function layerFields(run) {
 function maps(run, placed, {varying, constant}) {
   const inBlocks = placed.filter(at => at.block !== null);
   const kinds = [...new Set(inBlocks.map(at => at.kind))], blocks = 1 + Math.max(0, ...inBlocks.map(at => at.block));
-  const rank = key => ["bits_per_weight", "outlier_share", "bits"].indexOf(key) + 1 || 9;
+  const rank = key => ["bits_per_weight", "outlier_share", "salient_share", "bits"].indexOf(key) + 1 || 9;
   const shown = varying.filter(field => field.numeric).sort((a, b) => rank(a.key) - rank(b.key));
   const charts = inBlocks.length === 0 ? [] : shown.map(({key}) => {
-    const field = kFields[key] || {}, values = inBlocks.map(at => at.layer[key]);
+    const own = inBlocks.filter(at => isNumber(at.layer[key])), values = own.map(at => at.layer[key]), field = kFields[key] || {};
+    if (own.length === 0) return null;
     const text = columnText(values, isShare(key) ? 100 : 1);
     return el("div", {class: "card map"},
       el("header", {}, el("h3", {}, fieldTitle(key)), el("span", {}, `${text(Math.min(...values))} to ${text(Math.max(...values))}`)),
       field.note ? el("p", {class: "legend"}, field.note) : null,
-      layerMap(`${fieldTitle(key)} by layer`, kinds, blocks, inBlocks.map(at => ({row: at.kind, block: at.block, value: at.layer[key],
+      layerMap(`${fieldTitle(key)} by layer`, kinds, blocks, own.map(at => ({row: at.kind, block: at.block, value: at.layer[key],
         text: text(at.layer[key]), tip: `${at.layer.name}\n${fieldTitle(key)}: ${fieldText(key, at.layer[key])}`}))));
   });
-  const words = constant.map(({key, value}) => `${fieldTitle(key).toLowerCase()} ${fieldText(key, value)}`);
+  const words = constant.filter(({key, value}) => !(kZeroIsUnused.has(key) && value === 0)).map(({key, value}) => `${fieldTitle(key).toLowerCase()} ${fieldText(key, value)}`);
   const same = words.length ? el("p", {class: "same"}, `The same in every layer: ${words.join(", ")}.`) : null;
   return section("Bits, outliers and the rest", "What differs between layers: kinds of layer down, blocks across, stronger colour is more.",
-                 el("div", {class: "maps"}, charts), same);
+                 el("div", {class: blocks <= 6 ? "maps paired" : "maps"}, charts), same);
 }
 
 function layerTable(run, placed, {varying}) {
@@ -184,7 +196,7 @@ function layerTable(run, placed, {varying}) {
     {title: "Error before", value: at => at.layer.error_before, text: errorText},
     {title: "After", value: at => at.layer.error_after, text: errorText},
     {title: "Change", value: change, text: signedPercent, tone: value => value < -0.0005 ? "good" : value > 0.0005 ? "worse-text" : ""},
-    ...other.map(({key, numeric}) => ({title: fieldTitle(key), left: !numeric, value: at => at.layer[key] ?? "–",
+    ...other.map(({key, numeric}) => ({title: fieldTitle(key), left: !numeric, value: at => fieldOf(at.layer, key) ?? "–",
       text: numeric ? columnText(run.layers.map(layer => layer[key]), isShare(key) ? 100 : 1) : value => fieldText(key, value)})),
   ];
   return section("Every layer", null, el("p", {class: "lede screen"}, "Click a heading to sort."), sortableTable(columns, placed));

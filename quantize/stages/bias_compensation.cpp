@@ -58,14 +58,7 @@ CompensationResult compensate(Backend& backend, const CompensationProblem& probl
   const Statistics& input = problem.input;
   CHECK(int64_t(problem.weight.size()) == out * in && problem.target.size() == problem.weight.size() &&
         input.features == in);
-  std::vector<float> difference(problem.target.size());  // target − Q
-  backend.parallel_for(out, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* d = difference.data() + row * in;
-      decode_row(problem.quantized, row, d);
-      for (int64_t i = 0; i < in; ++i) d[i] = problem.target[size_t(row * in + i)] - d[i];
-    }
-  });
+  const std::vector<float> difference = weight_error(backend, problem.target, problem.quantized);
 
   CompensationResult result;
   const std::vector<double> mean = input.mean();

@@ -92,6 +92,21 @@ struct GoldenLayer {
     return matrix;
   }
 
+  /// Σ over rows d of W − Q of d·H·dᵀ, and Σ of d².
+  std::pair<double, double> errors(const QuantizedMatrix& matrix, const Curvature& curvature) const {
+    double objective = 0, distance = 0;
+    std::vector<float> q(static_cast<size_t>(in));
+    for (int64_t row = 0; row < out; ++row) {
+      decode_row(matrix, row, q.data());
+      const auto d = [&](int64_t i) { return double(weight[size_t(row * in + i)]) - double(q[size_t(i)]); };
+      for (int64_t i = 0; i < in; ++i) {
+        distance += d(i) * d(i);
+        for (int64_t j = 0; j < in; ++j) objective += d(i) * curvature.h[size_t(i * in + j)] * d(j);
+      }
+    }
+    return {objective, distance};
+  }
+
   std::string name;
   nlohmann::json facts;
   GoldenTensors tensors;

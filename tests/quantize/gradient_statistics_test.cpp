@@ -26,7 +26,7 @@ struct Tiny {
     advance(first);
   }
   void advance(int64_t blocks) {
-    stream.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+    stream.for_each_part([&](const HiddenStream::Part& part) {
       for (int64_t i = 0; i < blocks; ++i) model->block(i).forward(part.context, part.hidden);
     });
   }
@@ -82,7 +82,7 @@ std::map<std::string, Recorder::Layer> recorded(Tiny& tiny, int64_t first) {
   Recorder recorder;
   std::vector<nn::Block*> blocks;
   for (int64_t i = first; i < tiny.model->facts().layers; ++i) blocks.push_back(&tiny.model->block(i));
-  tiny.stream.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+  tiny.stream.for_each_part([&](const HiddenStream::Part& part) {
     const nn::ForwardContext& plain = part.context;
     nn::back_propagate({plain.backend, plain.workspace, plain.batch, plain.cache, &recorder},
                        {*tiny.model, blocks, part.hidden, nn::next_token_loss()});

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "quantize/coordinate_descent.h"
+#include "quantize/unbias.h"
 #include "tests/quantize/golden_layer.h"
 
 namespace ballast {
@@ -36,6 +37,22 @@ TEST_P(ReferenceDescent, CodesAndScalesAreTheSame) {
     ++cases;
   }
   EXPECT_GT(cases, 0);
+}
+
+// A quotient of two sums over columns² products in f32, each good to about epsilon times their root.
+TEST_P(ReferenceDescent, OutputGainsAreTheSame) {
+  const GoldenLayer layer(GetParam());
+  for (const nlohmann::json& options : layer.facts.at("cases")) {
+    if (!options.contains("error_before")) continue;
+    const std::string name = options.at("name");
+    const Curvature curvature = activation_curvature(layer.statistics, options.value("centred", false));
+    const AffineMatrix matrix = layer.expected(name);
+    const std::vector<float> got = output_gains(*layer.backend, layer.weight, curvature, 0,
+                                                [&](int64_t row, float* q) { matrix.decode_row(row, q); });
+    const std::vector<float> expected = layer.tensors.floats(name + ".gains");
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], expected[i], 1e-5) << name << " " << i;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, ReferenceDescent, testing::Values("narrow", "wide"),

@@ -90,8 +90,9 @@ TEST_P(Reference, AsymmetricTargetIsTheSame) {
   moments.drift = cross_moment(drift, x, layer.tokens);
   const auto expect_target = [&](const std::string& key, bool centred) {
     LayerInput input(*layer.backend, activation_curvature(layer.statistics, centred), {}, layer.name);
-    const std::vector<float> got = asymmetric_target(
-        *layer.backend, layer.weight, drift_moments(InputMoments(moments), centred), input.factor());
+    InputMoments taken = moments;
+    const std::vector<float> got =
+        asymmetric_target(*layer.backend, layer.weight, drift_moments(taken, centred), input.factor());
     const std::vector<float> expected = layer.tensors.floats(key);
     float largest = 0, apart = 0;
     for (size_t i = 0; i < expected.size(); ++i) {

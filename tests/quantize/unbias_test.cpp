@@ -50,8 +50,7 @@ TEST(Unbias, GainsAreWhatAMultipleNeeds) {
     matrix.decode_row(row, layer.weight.data() + row * 32);
     for (int64_t j = 0; j < 32; ++j) layer.weight[size_t(row * 32 + j)] *= 1 - 0.2f * float(row);
   }
-  const std::vector<float> gains = output_gains(*layer.backend, layer.weight, curvature, 0.01,
-                                                [&](int64_t row, float* q) { matrix.decode_row(row, q); });
+  const std::vector<float> gains = output_gains(*layer.backend, layer.weight, curvature, 0.01, matrix);
   for (int64_t row = 0; row < 3; ++row) EXPECT_NEAR(gains[size_t(row)], 1 - 0.2f * float(row), 1e-4f);
   EXPECT_EQ(gains[5], 1.0f);  // no output at all
   EXPECT_EQ(gains[4], 1.0f);  // beyond a factor of two, something else is wrong

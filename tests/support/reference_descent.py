@@ -86,8 +86,9 @@ def descend(w, h, start, options, sweeps=1, order="natural", refit="none", start
 
 def output_gains(w, q, h):
     """quantize/unbias.h: the gain on a row's scales that makes its error orthogonal to its own output,
-    E[(w - g q) x . w x] = 0, so g = w H w / q H w."""
-    return np.einsum("ri,ij,rj->r", w, h, w) / np.einsum("ri,ij,rj->r", q, h, w)
+    E[(w - g q) x . w x] = 0, so g = w H w / q H w; 1 where that is not between 1/2 and 2."""
+    gain = np.einsum("ri,ij,rj->r", w, h, w) / np.einsum("ri,ij,rj->r", q, h, w)
+    return np.where((gain >= 0.5) & (gain <= 2), gain, 1)
 
 
 def one_scale_for_all(w, options):

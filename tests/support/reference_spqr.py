@@ -55,20 +55,25 @@ def leave_one_out_gain(w, u_diagonal, bits):
     return np.stack([base - grid_error(np.delete(w, j, 1), np.delete(u_diagonal, j), bits) for j in range(n)], axis=1)
 
 
-def second_level(values, stat_bits, bits, tile_rows=16):
+def second_level(values, stat_bits, sensitivity, tile_rows=16):
     """Min-max quantization of one group's statistics over tiles of rows: (codes [rows], low and step [tiles], decoded [rows],
-    margins [rows])."""
-    codes, decoded, lows, steps, ties = [], [], [], [], []
+    margins [rows]). low is rounded to binary16 first, the step spans what is left from there to the largest.
+    sensitivity: how much a statistic moves when a weight is wrong by one step; only for the margins."""
+    codes, decoded, lows, steps, margins = [], [], [], [], []
+    levels = 2**stat_bits - 1
     for start in range(0, len(values), tile_rows):
         tile = values[start : start + tile_rows]
-        ideal_step = (tile.max() - tile.min()) / (2**stat_bits - 1)
-        low, step = binary16(tile.min()), binary16(ideal_step)
+        low = binary16(tile.min())
+        ideal_step = (tile.max() - low) / levels
+        step = binary16(ideal_step)
         position = (tile - low) / step if step > 0 else np.zeros_like(tile)
-        code = np.clip(np.rint(position), 0, 2**stat_bits - 1)
+        code = np.clip(np.rint(position), 0, levels)
         codes.append(code), decoded.append(low + step * code), lows.append(low), steps.append(step)
-        stored = binary16_tie_distance([tile.min(), ideal_step]).min() * 2**bits / 4096  # as in grid_of_range
-        ties.append(np.minimum(tie_distance(position), stored))
-    return np.concatenate(codes), np.array(lows), np.array(steps), np.concatenate(decoded), np.concatenate(ties)
+        exact = np.array([tile.min(), ideal_step])
+        spacing = np.spacing(np.abs(exact).astype(np.float16)).astype(float)
+        stored = (binary16_tie_distance(exact) * spacing * [1, levels / 2]).min()
+        margins.append(np.minimum(tie_distance(position) * step / 2, stored) / sensitivity)
+    return np.concatenate(codes), np.array(lows), np.array(steps), np.concatenate(decoded), np.concatenate(margins)
 
 
 def spqr(w, h, dead, bits, group_size, stat_bits=3, damping=1.0, threshold=0.2, zero_rule="middle",
@@ -104,15 +109,18 @@ def spqr(w, h, dead, bits, group_size, stat_bits=3, damping=1.0, threshold=0.2, 
             empty = left_out.all(axis=1)
             kept[empty] = 0
             lo, hi = np.nanmin(kept, axis=1), np.nanmax(kept, axis=1)
+            alone = lo == hi  # one weight left: its grid reaches to 0, as there is no range to divide
+            lo, hi = np.where(alone, np.minimum(lo, 0), lo), np.where(alone, np.maximum(hi, 0), hi)
             scale, zero = real_grid(lo, hi, bits)
-            scale_codes[:, g], stats[:, g, 0], stats[:, g, 1], stored, ties = second_level(scale, stat_bits, bits)
+            scale_codes[:, g], stats[:, g, 0], stats[:, g, 1], stored, ties = second_level(
+                scale, stat_bits, 2 * scale.max() / (2**bits - 1))
             margins.note(ties)
             divisor = np.where(stored > 0, stored, 1)
             if zero_rule == "stored":
                 zero = -lo / divisor
             elif zero_rule == "middle":
                 zero = (2**bits - 1) / 2 - (lo + hi) / (2 * divisor)
-            zero_codes[:, g], stats[:, g, 2], stats[:, g, 3], zero, ties = second_level(zero, stat_bits, bits)
+            zero_codes[:, g], stats[:, g, 2], stats[:, g, 3], zero, ties = second_level(zero, stat_bits, 2)
             margins.note(ties)
             scale = stored
         position = w[:, j] / scale + zero

@@ -49,6 +49,30 @@ TEST(QuantizeCommand, DefaultsFollowTheMethod) {
   }
 }
 
+TEST(QuantizeCommand, EveryMethodWritesAModelThatRuns) {
+  const TempFolder folder;
+  const struct {
+    std::vector<std::string> flags;
+    double least, most;  ///< bits per weight
+  } cases[] = {
+      {{"--bits", "3", "--method", "comq", "--sweeps", "2"}, 3, 3.1},
+      // Statistics in 3 bits per row and group of 16, four halves per tile, row offsets; a few outliers.
+      {{"--bits", "4", "--method", "spqr"}, 4.62, 5.2},
+      // Two bits a weight and seven halves per row and 128 columns.
+      {{"--method", "billm"}, 2.87, 2.89},
+  };
+  for (const auto& method : cases) {
+    std::vector<std::string> flags = {"--json", "--quiet", "--force"};
+    flags.insert(flags.end(), method.flags.begin(), method.flags.end());
+    const Outcome run = ballast(quick(folder / "out", flags));
+    ASSERT_EQ(run.code, 0) << run.err;
+    EXPECT_GE(run.json().at("bits_per_weight"), method.least) << run.json().at("method");
+    EXPECT_LE(run.json().at("bits_per_weight"), method.most) << run.json().at("method");
+    const Outcome text = ballast({"generate", "-m", (folder / "out").string(), "-p", "The", "-n", "4", "--json"});
+    EXPECT_EQ(text.code, 0) << text.err;
+  }
+}
+
 TEST(QuantizeCommand, SelfCalibrationNeedsNoText) {
   const TempFolder folder;
   const Outcome run = ballast({"quantize", "-m", kDemo, "-o", (folder / "out").string(), "--bits", "3",
@@ -97,6 +121,12 @@ TEST(QuantizeCommand, WrongArgumentsAreNamed) {
       {{"--bits", "4", "--override", "fc1=x"}, "\"x\" is not a whole number"},
       {{"--bits", "4", "--skip", "("}, "is not a regular expression"},
       {{"--bits", "4", "--damping", "nan"}, "--damping"},
+      {{"--method", "gptq"}, "--bits is missing: expected 2, 3, 4 or 8"},
+      {{"--bits", "2", "--method", "billm"}, "--bits is 2, expected 1"},
+      {{"--bits", "4", "--method", "spqr", "--symmetric"}, "--symmetric makes no sense with --method spqr"},
+      {{"--bits", "4", "--method", "gptq", "--no-anneal"}, "nothing sweeps; add --sweeps"},
+      {{"--bits", "4", "--method", "comq", "--scale-scope", "row"}, "--scale-scope is \"row\""},
+      {{"--bits", "4", "--outlier-threshold", "1"}, "only spqr"},
   };
   for (const auto& wrong : cases) {
     EXPECT_TRUE(refused(ballast(quick(folder / "out", wrong.flags)), wrong.part))

@@ -6,7 +6,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-Outcome quantize(const fs::path& output, std::vector<std::string> more) {
+Outcome quantize(const fs::path& output, std::vector<std::string> more, const std::string& method = "rtn") {
   std::vector<std::string> arguments = {"quantize",
                                         "-m",
                                         kDemo,
@@ -15,11 +15,11 @@ Outcome quantize(const fs::path& output, std::vector<std::string> more) {
                                         "--bits",
                                         "3",
                                         "--method",
-                                        "rtn",
+                                        method,
                                         "--samples",
-                                        "2",
+                                        "8",
                                         "--length",
-                                        "64",
+                                        "128",
                                         "--calibration",
                                         std::string(kDemo) + "/sample.txt",
                                         "--quiet"};
@@ -42,6 +42,22 @@ TEST(ReportCommand, QuantizeWritesAPage) {
       refused(quantize(folder / "b", {"--report", (folder / "no/page.html").string()}), "is not there"));
   EXPECT_TRUE(refused(quantize(folder / "b", {"--report", folder.path().string()}), "is a folder"));
   EXPECT_FALSE(fs::exists(folder / "b" / "config.json"));
+}
+
+TEST(ReportCommand, OutliersAreCounted) {
+  const TempFolder folder;
+  const Outcome run = quantize(folder / "out", {"--json"}, "spqr");
+  ASSERT_EQ(run.code, 0) << run.err;
+  const auto report = run.json();
+  double most = 0;
+  for (const auto& layer : report.at("layers")) {
+    const double share = layer.at("outlier_share");
+    // An outlier takes 16 bits and its column's 16 (SpQR, §4.2), beside the code that it replaces.
+    EXPECT_LE(3 + 32 * share, layer.at("bits_per_weight")) << layer.at("name");
+    most = std::max(most, share);
+  }
+  EXPECT_GT(most, 0);
+  EXPECT_LT(most, 0.1);
 }
 
 TEST(ReportCommand, ComparesRunsAndTheirPerplexity) {

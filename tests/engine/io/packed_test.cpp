@@ -125,6 +125,43 @@ TEST(Packed, PackQuantizedAgreesWithPackingBitByBit) {
   }
 }
 
+// What pack_to_int32 of compressed-tensors 0.20 makes of the same codes.
+TEST(Packed, PackQuantizedAgreesWithItsOwnLibrary) {
+  const struct {
+    int bits;
+    std::vector<uint32_t> words, zeros;
+  } cases[] = {
+      {2,
+       {0x6C6C6C6C, 0x6C6C6C6C, 0x00006C6C, 0x55555555, 0x55555555, 0x00005555, 0x4E4E4E4E, 0x4E4E4E4E,
+        0x00004E4E},
+       {0x00000024, 0x00000013}},
+      {3,
+       {0x98ABC398, 0xC398ABC3, 0xABC398AB, 0x00ABC398, 0x4D34D34D, 0xD34D34D3, 0x34D34D34, 0x0034D34D,
+        0x3AA1E33A, 0xE33AA1E3, 0xA1E33AA1, 0x00A1E33A},
+       {0x00000088, 0x00000163}},
+      {4,
+       {0x52FC9630, 0xDA741EB8, 0x52FC9630, 0xDA741EB8, 0x52FC9630, 0x1D951D95, 0x1D951D95, 0x1D951D95,
+        0x1D951D95, 0x1D951D95, 0xD83E94FA, 0x50B61C72, 0xD83E94FA, 0x50B61C72, 0xD83E94FA},
+       {0x00000210, 0x00000543}},
+  };
+  for (const auto& expected : cases) {
+    const int mask = (1 << expected.bits) - 1;
+    AffineMatrix matrix = random_matrix(expected.bits, 3, 40, 20, false);
+    for (int row = 0; row < 3; ++row) {
+      for (int column = 0; column < 40; ++column)
+        matrix.codes[size_t(row * 40 + column)] = uint8_t((5 * row + 3 * column + row * column) & mask);
+      for (int group = 0; group < 2; ++group)
+        matrix.zero_points[size_t(row * 2 + group)] = uint8_t((row + 3 * group) & mask);
+    }
+    const Module module(PackedLayout::pack_quantized, matrix, false);
+    for (size_t i = 0; i < expected.words.size(); ++i)
+      EXPECT_EQ(module.peek<uint32_t>("weight_packed", i), expected.words[i]) << expected.bits << " " << i;
+    for (size_t i = 0; i < 2; ++i)
+      EXPECT_EQ(module.peek<uint32_t>("weight_zero_point", i), expected.zeros[i])
+          << expected.bits << " " << i;
+  }
+}
+
 TEST(Packed, OlderFormOfThreeBitsIsRead) {
   // 64 inputs are told by the word count; 40 fit both forms, and the version decides.
   for (const auto& [out_features, in_features] : {std::pair(50, 64), {30, 40}}) {
