@@ -78,6 +78,11 @@ void InverseFactor::give_back(Backend& backend, Curvature& curvature) {
   });
   mirror_below(backend, shared_, size);
   for (int64_t i = 0; i < size; ++i) shared_[size_t(i * size + i)] = curvature_diagonal_[size_t(i)];
+  if (!natural(order)) {
+    std::vector<int32_t> back(order.size());
+    for (size_t i = 0; i < order.size(); ++i) back[size_t(order[i])] = int32_t(i);
+    permute_both(backend, shared_, back);
+  }
   curvature.h = std::move(shared_);
   shared_.clear();
   holds_curvature_ = false;
@@ -96,22 +101,15 @@ InverseFactor factorize(Backend& backend, Curvature&& curvature, const FactorOpt
   if (options.act_order)
     std::stable_sort(factor.order.begin(), factor.order.end(),
                      [&](int32_t a, int32_t b) { return diagonal[size_t(a)] > diagonal[size_t(b)]; });
-  factor.holds_curvature_ = natural(factor.order);
   std::vector<double>& u = factor.shared_;
-  if (factor.holds_curvature_) {
-    for (int64_t i = 0; i < n; ++i) factor.curvature_diagonal_.push_back(curvature.h[size_t(i * n + i)]);
-    u = std::move(curvature.h);
-    curvature.h.clear();
-  } else {
-    u.resize(size_t(n * n));
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < i; ++j)
-        u[size_t(i * n + j)] =
-            curvature.h[size_t(int64_t(factor.order[size_t(i)]) * n + factor.order[size_t(j)])];
-  }
+  u = std::move(curvature.h);
+  curvature.h.clear();
+  factor.holds_curvature_ = true;
+  if (!natural(factor.order)) permute_both(backend, u, factor.order);
+  for (int64_t i = 0; i < n; ++i) factor.curvature_diagonal_.push_back(u[size_t(i * n + i)]);
   for (factor.damping = options.damping;; factor.damping *= 10) {
     // H is symmetric to begin with; a failed attempt leaves U's part undefined.
-    if (!factor.holds_curvature_ || factor.damping != options.damping) mirror_below(backend, u, n);
+    if (factor.damping != options.damping) mirror_below(backend, u, n);
     for (int64_t i = 0; i < n; ++i)
       u[size_t(i * n + i)] = diagonal[size_t(factor.order[size_t(i)])] + factor.damping * trace / double(n);
     if (backend.run(FactorizeInverse{.h = u.data(), .size = n})) return factor;

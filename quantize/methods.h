@@ -29,10 +29,9 @@ class LayerInput {
   }
   /// E‖Ax‖² for A f32 [rows, size], where the curvature is that of activations.
   double output_power(std::span<const float> a) const {
-    const SymmetricView view = factor_ && factor_->holds_curvature()
-                                   ? factor_->curvature()
-                                   : symmetric_view(curvature_.h, curvature_.size);
-    const double spread = quadratic_form(backend_, view, a);
+    const bool held = factor_ && factor_->holds_curvature();
+    const double spread = held ? quadratic_form(backend_, factor_->curvature(), a, factor_->order)
+                               : quadratic_form(backend_, symmetric_view(curvature_.h, curvature_.size), a);
     return curvature_.mean.empty() ? spread : spread + squared_norm(backend_, a, curvature_.mean);
   }
 

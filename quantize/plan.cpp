@@ -27,11 +27,10 @@ uint64_t stream_bytes(const nn::ModelFacts& facts, const Recipe& recipe, int64_t
          4 * widest * (std::max<uint64_t>(rows, 1024) + 1024);
 }
 
-// Second moment, curvature and factor share one f64 matrix, unless columns are permuted or a method wants
-// curvature and factor at once (sweeps also have the curvature in f32). Asymmetric targets need a cross moment and its f32 form.
+// Second moment, curvature and factor share one f64 matrix, unless a method wants curvature and factor at once (sweeps
+// also have the curvature in f32). Asymmetric targets need the drift's cross moment in f32.
 uint64_t matrix_bytes_per_element(const Recipe& recipe) {
-  return 8 + (recipe.act_order ? 8 : 0) + (recipe.options.sweeps > 0 ? 8 + 4 : 0) +
-         (recipe.asymmetric ? 8 + 4 : 0);
+  return 8 + (recipe.options.sweeps > 0 ? 8 + 4 : 0) + (recipe.asymmetric ? 4 : 0);
 }
 
 }  // namespace

@@ -57,6 +57,8 @@ class Quantizer {
   void side_by_side(const Body& body);
   void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
            const TensorView& x_float);
+  void add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
+                 const TensorView& here_float, std::vector<float>& sums);
   void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& hidden, const TensorView& hidden_float);
   std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
@@ -124,8 +126,27 @@ QuantizeReport Quantizer::run() {
 
 InputMoments Quantizer::empty_moments(int64_t features) const {
   InputMoments moments{Statistics(features, positions_, true), Statistics(features, 0, false), {}};
-  if (job_.recipe.asymmetric) moments.cross.resize(size_t(features * features));
+  if (job_.recipe.asymmetric) moments.drift.resize(size_t(features * features));
   return moments;
+}
+
+// sums += Σ (here_float − here)·xᵀ, some tokens at a time: the differences need no room to speak of.
+void Quantizer::add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
+                          const TensorView& here_float, std::vector<float>& sums) {
+  constexpr int64_t kTokensAtOnce = 512;
+  Workspace::Scope scope(part.context.workspace);
+  const int64_t width = here.shape[1];
+  const OutputView room = part.context.workspace.floats({std::min(kTokensAtOnce, x.shape[0]), width});
+  for (int64_t first = 0; first < x.shape[0]; first += kTokensAtOnce) {
+    const int64_t tokens = std::min(kTokensAtOnce, x.shape[0] - first);
+    const OutputView lost = room.rows(0, tokens);
+    job_.backend.parallel_for(tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t i = 0; i < width; ++i)
+          lost.row(t)[i] = here_float.row(first + t)[i] - here.row(first + t)[i];
+    });
+    job_.backend.run(SecondMoment{.a = lost, .b = x.rows(first, tokens), .out_f32 = sums.data()});
+  }
 }
 
 // Calls body(part, reference) for every part of the stream; `reference` is the same part of the float stream, or null
@@ -147,8 +168,7 @@ void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const
   moments.quantized.add(job_.backend, x, positions);
   if (!x_float) return;
   moments.reference.add(job_.backend, x_float, positions);
-  if (!moments.cross.empty())
-    job_.backend.run(SecondMoment{.a = x_float, .b = x, .out = moments.cross.data()});
+  if (!moments.drift.empty()) add_drift(part, x, x, x_float, moments.drift);
 }
 
 // What the residual stream has lost, seen together with the input of the layer that adds to it.
@@ -158,17 +178,14 @@ void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& pa
   const int64_t tokens = hidden.shape[0], width = hidden.shape[1];
   if (moments.residual_sum.empty()) {
     moments.residual_sum.resize(size_t(width));
-    moments.residual_cross.resize(size_t(width * x.shape[1]));
+    moments.residual.resize(size_t(width * x.shape[1]));
   }
-  const OutputView lost = part.context.workspace.floats(hidden.shape);
   job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t i = begin; i < end; ++i) {
-        lost.row(t)[i] = hidden_float.row(t)[i] - hidden.row(t)[i];
-        moments.residual_sum[size_t(i)] += double(lost.row(t)[i]);
-      }
+      for (int64_t i = begin; i < end; ++i)
+        moments.residual_sum[size_t(i)] += double(hidden_float.row(t)[i]) - double(hidden.row(t)[i]);
   });
-  job_.backend.run(SecondMoment{.a = lost, .b = x, .out = moments.residual_cross.data()});
+  add_drift(part, x, hidden, hidden_float, moments.residual);
 }
 
 // The input that the expand layers share, or the contract layer's. The reference stream needs no quantized
@@ -371,10 +388,7 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
   const bool centred = job_.recipe.compensation == Compensation::joint;
   std::optional<DriftMoments> drift;
-  if (job_.recipe.asymmetric) {
-    drift = drift_moments(moments, centred);
-    moments.cross = moments.residual_cross = {};
-  }
+  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
   LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);

@@ -13,9 +13,10 @@ constexpr int64_t kColumnsAtOnce = 256;  // of f32 sums before they are added in
 constexpr int64_t kRowsAtOnce = kUpdateRows;
 
 // part [rows, width] of the f32 sums, rows kColumnsAtOnce apart, to out.
-void add_to(const float* part, int64_t rows, int64_t width, double* out, int64_t out_stride) {
+template <class T>
+void add_to(const float* part, int64_t rows, int64_t width, T* out, int64_t out_stride) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < width; ++j) out[i * out_stride + j] += double(part[i * kColumnsAtOnce + j]);
+    for (int64_t j = 0; j < width; ++j) out[i * out_stride + j] += T(part[i * kColumnsAtOnce + j]);
 }
 
 }  // namespace
@@ -25,7 +26,7 @@ void CpuBackend::run(const SecondMoment& op) {
   op.check();
   const int64_t rows = op.a.shape[1], columns = op.b.shape[1];
   const int64_t lanes = kernels_.float_strip, strips = (columns + lanes - 1) / lanes;
-  const bool symmetric = op.a.data == op.b.data && rows == columns;
+  const bool symmetric = op.out && op.a.data == op.b.data && rows == columns;
   for (int64_t start = 0; start < op.a.shape[0]; start += kTokensAtOnce) {
     const int64_t tokens = std::min(kTokensAtOnce, op.a.shape[0] - start);
     float* const transposed = blocks_.floats(rows * tokens);
@@ -53,7 +54,12 @@ void CpuBackend::run(const SecondMoment& op) {
         task.columns = std::min(kColumnsAtOnce, stop - column);
         task.b = packed + column * tokens;
         kernels_.update_f32(task);
-        add_to(task.out, task.rows, task.columns, op.out + row * columns + column, columns);
+        const int64_t at = row * columns + column;
+        if (op.out) {
+          add_to(task.out, task.rows, task.columns, op.out + at, columns);
+        } else {
+          add_to(task.out, task.rows, task.columns, op.out_f32 + at, columns);
+        }
       }
     });
   }

@@ -59,8 +59,7 @@ class ThreadPool {
   bool claim(int index, uint64_t generation);
 
   std::vector<std::thread> workers_;
-  std::vector<std::atomic<uint64_t>>
-      claimed_;  ///< of every part, the last generation that somebody took it in
+  std::vector<std::atomic<uint64_t>> claimed_;  ///< of every part, the last generation somebody took it in
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> generation_{0};

@@ -158,8 +158,8 @@ static void update(const UpdateTask<T>& task) {
       int64_t count = task.rank - from < kTermBlock<T> ? task.rank - from : kTermBlock<T>;
       count = count < 0 ? 0 : count;
       gather_terms<T>(task, first, rows, from, count);
-      int64_t fetched =
-          from + kTermBlock<T> < task.rank ? 0 : rows;  // rows whose next terms are on their way
+      // Rows whose next terms are on their way.
+      int64_t fetched = from + kTermBlock<T> < task.rank ? 0 : rows;
       for (int64_t column = 0; column < task.columns; column += kStrip<T>) {
         for (; fetched < rows && fetched * task.columns < rows * (column + kStrip<T>); ++fetched)
           fetch_terms<T>(task, first + fetched, from + kTermBlock<T>);

@@ -43,7 +43,7 @@ struct StreamFixture {
   }
   std::vector<float> values(HiddenStream& stream) const {
     std::vector<float> out;
-    stream.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+    stream.for_each_part([&](const HiddenStream::Part& part) {
       EXPECT_EQ(part.first_row * part.hidden.shape[1], int64_t(out.size()));
       out.insert(out.end(), part.hidden.as<float>(), part.hidden.as<float>() + part.hidden.shape.elements());
     });
@@ -57,7 +57,7 @@ TEST(HiddenStream, BeginsWithTheEmbeddingAndKeepsItWhilePassesOnlyLook) {
   const std::vector<float> first = fixture.values(stream);
   EXPECT_EQ(fixture.values(stream), first);
   size_t at = 0;
-  stream.for_each_part(nullptr, [&](const HiddenStream::Part& part) {
+  stream.for_each_part([&](const HiddenStream::Part& part) {
     const OutputView exact = part.context.workspace.floats(part.hidden.shape);
     fixture.model->embed(part.context, exact);
     for (int64_t i = 0; i < exact.shape.elements(); ++i, ++at)
@@ -71,7 +71,7 @@ TEST(HiddenStream, WhatAPassLeavesBecomesTheStream) {
   HiddenStream stream(*fixture.backend, *fixture.model, fixture.tokens);
   std::vector<float> expected = fixture.values(stream);
   for (float& value : expected) value *= 4;  // exact in any binary format
-  stream.for_each_part(nullptr, [](const HiddenStream::Part& part) {
+  stream.for_each_part([](const HiddenStream::Part& part) {
     for (int64_t i = 0; i < part.hidden.shape.elements(); ++i) part.hidden.as<float>()[i] *= 4;
   });
   EXPECT_EQ(fixture.values(stream), expected);
