@@ -144,14 +144,14 @@ def main():
     only = re.compile(sys.argv[4] if len(sys.argv) == 5 else "")
     store = pathlib.Path("bench/results.json")
     store.parent.mkdir(exist_ok=True)
-    known = json.loads(store.read_text(encoding="utf-8"))["rows"] if only.pattern and store.exists() else {}
+    known = json.loads(store.read_text(encoding="utf-8")) if only.pattern and store.exists() else {"rows": {}}
     version = subprocess.run([ballast, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[0]
     names = [f"{title}/{form}" for title, _, forms in TABLES for form in forms]
     results = {"date": str(datetime.date.today()), "version": version, "processor": processor(),
-               "rows": {name: row for name, row in known.items() if name in names}}
+               "rows": {name: row for name, row in known["rows"].items() if name in names}}
     with tempfile.TemporaryDirectory() as scratch:
         measurement = Measurement(ballast, model, shared, pathlib.Path(scratch))
-        results["float"] = measurement.perplexities(model)
+        results["float"] = known.get("float") or measurement.perplexities(model)
         for title, flags, forms in TABLES:
             for form in forms:
                 name = f"{title}/{form}"
