@@ -65,6 +65,14 @@ void InverseFactor::rows(int64_t first, int64_t count, float* out) const {
       *out++ = j < i ? 0 : u_.empty() ? float(shared_[size_t(i * size + j)]) : u_[size_t(i * size + j)];
 }
 
+InverseFactor InverseFactor::with(std::vector<float> u) const {
+  CHECK(int64_t(u.size()) == size * size);
+  InverseFactor other;
+  other.size = size, other.order = order, other.dead = dead, other.damping = damping;
+  other.u_ = std::move(u);
+  return other;
+}
+
 void InverseFactor::give_back(Backend& backend, Curvature& curvature) {
   CHECK(holds_curvature_);
   u_.resize(shared_.size());
