@@ -69,6 +69,14 @@ void InverseFactor::row(int64_t i, int64_t first, float* out) const {
     *out++ = u_.empty() ? float(shared_[at + size_t(j)]) : u_[at + size_t(j)];
 }
 
+InverseFactor InverseFactor::with(std::vector<float> u) const {
+  CHECK(int64_t(u.size()) == size * size);
+  InverseFactor other;
+  other.size = size, other.order = order, other.dead = dead, other.damping = damping;
+  other.u_ = std::move(u);
+  return other;
+}
+
 void InverseFactor::give_back(Backend& backend, Curvature& curvature) {
   CHECK(holds_curvature_);
   u_.resize(shared_.size());

@@ -42,6 +42,8 @@ class InverseFactor {
   /// keeps the rest.
   bool holds_curvature() const { return holds_curvature_; }
   SymmetricView curvature() const { return {shared_.data(), curvature_diagonal_.data(), 1, size}; }
+  /// The same order and dead columns with another matrix: f32 [size, size], of which what is above the diagonal is read.
+  InverseFactor with(std::vector<float> u) const;
   /// Gives H back, whole, to the Curvature it came from, and keeps U as f32 in memory of its own.
   void give_back(Backend& backend, Curvature& curvature);
 

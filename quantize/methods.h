@@ -18,6 +18,10 @@ class LayerInput {
   LayerInput(Backend& backend, Curvature curvature, const FactorOptions& options, std::string layer)
       : backend_(backend), curvature_(std::move(curvature)), options_(options), layer_(std::move(layer)) {}
 
+  /// For a method that factors what it is given: with `factor` in place of one of the curvature, which is left out.
+  LayerInput(Backend& backend, InverseFactor factor, const FactorOptions& options, std::string layer)
+      : backend_(backend), options_(options), layer_(std::move(layer)), factor_(std::move(factor)) {}
+
   const Curvature& curvature() {
     if (factor_ && factor_->holds_curvature()) factor_->give_back(backend_, curvature_);
     return curvature_;

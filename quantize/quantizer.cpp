@@ -7,6 +7,7 @@
 #include "engine/core/process.h"
 #include "engine/io/quantized.h"
 #include "quantize/calibration.h"
+#include "quantize/gptaq.h"
 #include "quantize/gradient_statistics.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
@@ -36,7 +37,7 @@ class Quantizer {
     // With every module in the journal there is nothing left to calibrate.
     if (!job.journal || !job.journal->contains(kAllLayers)) {
       stream_.emplace(job.backend, job.model, job.tokens);
-      if (job.recipe.correct_drift || job.recipe.asymmetric)
+      if (job.recipe.keeps_reference())
         reference_.emplace(job.backend, job.model, job.tokens);
     }
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
@@ -75,7 +76,8 @@ class Quantizer {
   std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
   LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
   LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                    const std::optional<DriftMoments>& drift, bool in_block);
+                    const std::optional<DriftMoments>& drift, const std::optional<DriftFeedback>& feedback,
+                    bool in_block);
   void install(nn::Linear& layer, LayerRecord record, bool in_block);
   void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
@@ -126,7 +128,7 @@ QuantizeReport Quantizer::run() {
 
 InputMoments Quantizer::empty_moments(int64_t features) const {
   InputMoments moments{Statistics(features, positions_, true), Statistics(features, 0, false), {}};
-  if (job_.recipe.asymmetric) moments.drift.resize(size_t(features * features));
+  if (job_.recipe.correlates_inputs()) moments.drift.resize(size_t(features * features));
   return moments;
 }
 
@@ -388,16 +390,18 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
   const bool centred = job_.recipe.compensation == Compensation::joint;
   std::optional<DriftMoments> drift;
-  if (job_.recipe.asymmetric) drift = drift_moments(moments, centred);
+  if (job_.recipe.correlates_inputs()) drift = drift_moments(moments, centred);
   LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
+  std::optional<DriftFeedback> feedback;
+  if (job_.recipe.gptaq > 0) feedback.emplace(job_.backend, *drift, shared.factor(), job_.recipe.gptaq);
   for (nn::Linear* layer : layers) {
     if (settled({layer}, in_block)) {
       install_settled({layer}, in_block);
       continue;
     }
-    LayerRecord record = solve(*layer, shared, moments, drift, in_block);
+    LayerRecord record = solve(*layer, shared, moments, drift, feedback, in_block);
     if (job_.journal) job_.journal->append(layer_key(layer->name), to_bytes(record));
     install(*layer, std::move(record), in_block);
   }
@@ -435,23 +439,31 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
 }
 
 LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                             const std::optional<DriftMoments>& drift, bool in_block) {
+                             const std::optional<DriftMoments>& drift,
+                             const std::optional<DriftFeedback>& feedback, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid = grid_of(layer, in_block);
   const std::vector<float> weight = source_weight(job_.source, layer);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
+  LayerProblem problem{.name = layer.name,
+                       .out_features = layer.out_features(),
+                       .in_features = in,
+                       .weight = target.empty() ? weight : target,
+                       .grid = grid,
+                       .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                       .options = job_.recipe.options};
+  std::vector<LayerInput> inputs = gradient_inputs(layer);
+  std::vector<float> fed_back;
+  if (feedback) {
+    fed_back = feedback->target(job_.backend, weight);
+    problem.weight = fed_back;
+    inputs.emplace_back(job_.backend, feedback->factor(), shared.options(), layer.name);
+  }
   LayerSolution solution;
   try {
-    solution = solve_rows({.name = layer.name,
-                           .out_features = layer.out_features(),
-                           .in_features = in,
-                           .weight = target.empty() ? weight : target,
-                           .grid = grid,
-                           .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
-                           .options = job_.recipe.options},
-                          shared, gradient_inputs(layer));
+    solution = solve_rows(problem, shared, std::move(inputs));
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);

@@ -116,6 +116,18 @@ void Recipe::check() const {
   if (asymmetric && !solver.uses_curvature)
     throw Error(str("--asymmetric makes no sense with --method ", method,
                     ": without feedback nothing is gained by moving the weights first"));
+  if (!(gptaq >= 0 && gptaq <= 1))
+    throw Error(str("--gptaq is ", gptaq, ", expected 0 (none) to 1 (as in the paper)"));
+  if (gptaq > 0) {
+    const auto refuse = [](bool set, const std::string& with, const char* why) {
+      if (set) throw Error("--gptaq makes no sense with " + with + ": " + why);
+    };
+    refuse(method != "gptq", "--method " + method, "it is a form of gptq's error feedback");
+    refuse(asymmetric, "--asymmetric", "both make up for the same drift of the inputs, which would count twice");
+    refuse(curvature != CurvatureKind::activation, str("--curvature ", name_of(curvature)),
+           "what it feeds back is a least-squares answer to the inputs themselves");
+    refuse(options.sweeps > 0, "--sweeps", "they would take its corrections back, which their objective does not know");
+  }
   check_options(solver, *this);
   if (correct_drift && compensation == Compensation::none)
     throw Error(

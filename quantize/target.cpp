@@ -7,9 +7,11 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 512;
 
-// rows · (H + λI)⁻¹ = rows · Uᵀ · U, in solver order: some rows of U at a time, and of those only what is not
-// zero.
-std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, const InverseFactor& factor) {
+}  // namespace
+
+// rows · Uᵀ · U: some rows of U at a time, and of those only what is not zero.
+std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, const InverseFactor& factor,
+                                 bool ahead) {
   constexpr int64_t kPanel = 128;
   const int64_t n = factor.size, count = int64_t(rows.size()) / n;
   std::vector<float> out(rows.size()), panel(size_t(kPanel * n)), transposed(size_t(kPanel * n));
@@ -26,13 +28,14 @@ std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, 
     std::fill(part.begin(), part.end(), 0.0f);
     backend.run(RankUpdate{
         .e = from, .u = {transposed.data(), DType::f32, {right, width}}, .w = products, .add = true});
+    // Row j of U reaches from column j on: without those up to i, the inverse is that of H's part behind i.
+    for (int64_t i = first; ahead && i < count; ++i)
+      std::fill_n(part.begin() + i * width, std::min(width, i - first + 1), 0.0f);
     backend.run(
         RankUpdate{.e = products, .u = {panel.data(), DType::f32, {width, right}}, .w = to, .add = true});
   }
   return out;
 }
-
-}  // namespace
 
 DriftMoments drift_moments(InputMoments& moments, bool centred) {
   const int64_t n = moments.quantized.features;

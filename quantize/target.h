@@ -9,8 +9,8 @@
 // W·x_f + h_f − h_q, so that W' gains E[(h_f − h_q) x_qᵀ]·(H + λI)⁻¹.
 //
 // With centred moments and drift-corrected biases this is the least-squares correction of weight and bias
-// together (ridge regression of the float output on [x_q, 1]). Related: Qronos and GPTAQ (arXiv 2504.02692),
-// which spread the same correction over the columns.
+// together (ridge regression of the float output on [x_q, 1]). Related: Qronos and GPTAQ (gptaq.h), which spread
+// the same correction over the columns.
 #pragma once
 
 #include <span>
@@ -45,5 +45,10 @@ DriftMoments drift_moments(InputMoments& moments, bool centred);
 /// W' for one layer of the shared input. `factor`: of H, which also sets λ. Dead columns keep their weights.
 std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,
                                      const DriftMoments& drift, const InverseFactor& factor);
+
+/// rows · (H + λI)⁻¹ for f32 [count, size], both in solver order. `ahead`: rows[i, >i] · ((H + λI)_>i,>i)⁻¹ for row i,
+/// zeros up to column i.
+std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, const InverseFactor& factor,
+                                 bool ahead = false);
 
 }  // namespace ballast

@@ -169,7 +169,9 @@ TEST(WidthProblems, HoldEveryLayerAndTheHead) {
       const double columns = problem.module.find("fc2") != std::string::npos ? 80 : 36;
       EXPECT_NEAR(problem.choices[i].stored_bits, (bits + (16.0 + bits) / columns) * problem.weights,
                   1e-9 * problem.weights);
-      if (i) EXPECT_LT(problem.choices[i].cost, problem.choices[i - 1].cost) << problem.module;
+      if (i) {
+        EXPECT_LT(problem.choices[i].cost, problem.choices[i - 1].cost) << problem.module;
+      }
     }
   }
 }

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "quantize/gptaq.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
 #include "tests/quantize/golden_layer.h"
@@ -109,6 +110,35 @@ TEST_P(Reference, AsymmetricTargetIsTheSame) {
     moments.residual_sum[i % size_t(layer.out)] += double(residual[i]);
   expect_target("target_residual", false);
   expect_target("target_centred_residual", true);
+}
+
+TEST_P(Reference, DriftFeedbackGivesTheSameCodes) {
+  const GoldenLayer layer(GetParam());
+  InputMoments moments{.quantized = layer.statistics, .reference = Statistics(layer.in, 0, false)};
+  layer.add("x_float", moments.reference);
+  moments.cross = cross_moment(layer.tensors.floats("x_float"), layer.tensors.floats("x"), layer.tokens);
+  int cases = 0;
+  for (const nlohmann::json& options : layer.facts.at("cases")) {
+    if (options.at("method") != "gptaq") continue;
+    const std::string name = options.at("name");
+    const bool centred = options.value("centred", false);
+    const FactorOptions factoring{.damping = options.at("damping"), .act_order = options.value("act_order", false)};
+    LayerInput shared(*layer.backend, activation_curvature(layer.statistics, centred), factoring, layer.name);
+    const DriftFeedback feedback(*layer.backend, drift_moments(moments, centred), shared.factor(), options.at("alpha"));
+    LayerInput input(*layer.backend, feedback.factor(), factoring, layer.name);
+    const std::vector<float> target = feedback.target(*layer.backend, layer.weight);
+    LayerProblem problem = layer.problem(options, &input);
+    problem.weight = target;
+    const auto got = std::get<AffineMatrix>(method_named("gptq").solve(*layer.backend, problem).matrix);
+    expect_same(got, layer.expected(name), name);
+    // And not those of plain GPTQ.
+    problem.weight = layer.weight;
+    problem.input = &shared;
+    const auto plain = std::get<AffineMatrix>(method_named("gptq").solve(*layer.backend, problem).matrix);
+    EXPECT_GT(count_different(got.codes, plain.codes), layer.out * layer.in / 50) << name;
+    ++cases;
+  }
+  EXPECT_EQ(cases, 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, Reference, testing::Values("narrow", "wide"),
