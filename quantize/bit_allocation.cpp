@@ -15,10 +15,7 @@ constexpr int64_t kSamples = 32;  // sensitivities need less data than codes
 
 class WidthPlanner {
  public:
-  explicit WidthPlanner(const WidthJob& job) : job_(job), tokens_(job.tokens) {
-    tokens_.samples = std::min(tokens_.samples, kSamples);
-    tokens_.ids.resize(size_t(tokens_.samples * tokens_.length));
-  }
+  explicit WidthPlanner(const WidthJob& job) : job_(job), tokens_(job.tokens.first(kSamples)) {}
 
   std::vector<WidthProblem> problems();
 

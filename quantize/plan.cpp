@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "engine/io/quantized.h"
 #include "quantize/calibration.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
@@ -44,6 +45,9 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     const double in = double(layer.in_features()), out = double(layer.out_features());
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
+    if (!source.find(layer.name + ".weight") && !has_quantized_weight(source, layer.name))
+      throw Error(str(source.folder().string(), ": ", layer.name,
+                      " is not stored as a matrix of its own, so it cannot be quantized"));
     const double per_weight = recipe.target_bits > 0 ? recipe.target_bits
                                                      : method.stored_bits(int64_t(out), int64_t(in), grid, recipe.options);
     ++plan.modules;
@@ -64,7 +68,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
   {
     const std::unique_ptr<nn::Block> block = model.make_block(0);
     block_bytes = uint64_t(block->bytes());
-    const std::string first = "layers.0.";
+    const std::string first = ".0.";
     for (int64_t index = 0; index < model.facts().layers; ++index)
       for (const auto& branch : block->branches) {
         std::vector<nn::Linear*> layers = branch->expand();
@@ -74,7 +78,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
           const size_t at = original.find(first);
           if (at != std::string::npos)
             layer->name =
-                original.substr(0, at) + str("layers.", index, ".") + original.substr(at + first.size());
+                original.substr(0, at) + str(".", index, ".") + original.substr(at + first.size());
           count(*layer, recipe.grid_for(layer->name, layer->in_features()),
                 layer != layers.front() && layer != layers.back());
           layer->name = original;

@@ -531,9 +531,10 @@ void Quantizer::write(const LayerRecord& record, bool in_block) {
   const std::string& name = record.report.name;
   const int64_t out = out_features(record.matrix);
   output_.add_matrix(name, record.matrix);
-  // Only the six layers of a block can hold a bias in the published configuration.
+  // Only the six layers of a block, and those that have one anyway, can hold a bias in the published configuration.
+  const bool biased = in_block || job_.source.find(name + ".bias");
   if (!record.bias.empty())
-    output_.add_vector(name, in_block ? ".bias" : ".compensation", record.bias, {out});
+    output_.add_vector(name, biased ? ".bias" : ".compensation", record.bias, {out});
   if (!record.positions.empty())
     output_.add_vector(name, ".position_compensation", record.positions,
                        {int64_t(record.positions.size()) / out, out});

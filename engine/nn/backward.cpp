@@ -1,5 +1,6 @@
 #include "engine/nn/backward.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "engine/nn/tape.h"
@@ -44,6 +45,21 @@ Loss next_token_loss(float scale) {
     const Workspace::Scope scope(context.workspace);
     const OutputView targets = context.workspace.tensor(DType::i32, {int64_t(next.size())});
     context.backend.copy_to_device(targets.as<void>(), next.data(), targets.bytes());
+    return run_loss(context, {.targets = targets, .scale = scale, .logits = logits});
+  };
+}
+
+Loss likeliest_class_loss(float scale) {
+  return [scale](const ForwardContext& context, const OutputView& logits) {
+    const int64_t rows = logits.shape[0], classes = logits.shape[1];
+    std::vector<float> values(size_t(rows * classes));
+    context.backend.copy_to_host(values.data(), logits.data, logits.bytes());
+    std::vector<int32_t> likeliest;
+    for (auto row = values.begin(); row != values.end(); row += classes)
+      likeliest.push_back(int32_t(std::max_element(row, row + classes) - row));
+    const Workspace::Scope scope(context.workspace);
+    const OutputView targets = context.workspace.tensor(DType::i32, {rows});
+    context.backend.copy_to_device(targets.as<void>(), likeliest.data(), targets.bytes());
     return run_loss(context, {.targets = targets, .scale = scale, .logits = logits});
   };
 }
