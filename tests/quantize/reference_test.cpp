@@ -116,7 +116,10 @@ TEST_P(Reference, DriftFeedbackGivesTheSameCodes) {
   const GoldenLayer layer(GetParam());
   InputMoments moments{.quantized = layer.statistics, .reference = Statistics(layer.in, 0, false)};
   layer.add("x_float", moments.reference);
-  moments.cross = cross_moment(layer.tensors.floats("x_float"), layer.tensors.floats("x"), layer.tokens);
+  const std::vector<float> x = layer.tensors.floats("x");
+  std::vector<float> drift = layer.tensors.floats("x_float");
+  for (size_t i = 0; i < x.size(); ++i) drift[i] -= x[i];
+  moments.drift = cross_moment(drift, x, layer.tokens);
   int cases = 0;
   for (const nlohmann::json& options : layer.facts.at("cases")) {
     if (options.at("method") != "gptaq") continue;
@@ -124,7 +127,8 @@ TEST_P(Reference, DriftFeedbackGivesTheSameCodes) {
     const bool centred = options.value("centred", false);
     const FactorOptions factoring{.damping = options.at("damping"), .act_order = options.value("act_order", false)};
     LayerInput shared(*layer.backend, activation_curvature(layer.statistics, centred), factoring, layer.name);
-    const DriftFeedback feedback(*layer.backend, drift_moments(moments, centred), shared.factor(), options.at("alpha"));
+    InputMoments taken = moments;
+    const DriftFeedback feedback(*layer.backend, drift_moments(taken, centred), shared.factor(), options.at("alpha"));
     LayerInput input(*layer.backend, feedback.factor(), factoring, layer.name);
     const std::vector<float> target = feedback.target(*layer.backend, layer.weight);
     LayerProblem problem = layer.problem(options, &input);
