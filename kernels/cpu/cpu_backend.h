@@ -76,6 +76,8 @@ class CpuBackend final : public Backend {
   template <class Encoding>
   void run_linear(const Linear<Encoding>& op);
   template <class Encoding>
+  void run_planes(const Linear<Encoding>& op);
+  template <class Encoding>
   LinearTask linear_task(const Linear<Encoding>& op);
   /// All tiles of the task by one entry of the kernel table.
   void run_tiles(const LinearTask& task, void (*kernel)(const LinearTask&, int64_t, int64_t));

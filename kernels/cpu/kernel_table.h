@@ -43,9 +43,9 @@ inline constexpr int64_t kBinaryCoefficients = 7;
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
 ///   affine           per group: [16 f16 scales], [16 u8 zeros], padding, the codes of its chunks (plane_layout.h)
-///   outliers         per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 scale codes],
-///                    [16 zero codes], packed in the same way, and [4 f16: scale_low, scale_step, zero_low,
-///                    zero_step]; outliers lie behind all tiles
+///   outliers         per group: [2·stat_bits bytes: 16 scale codes, row 0 in the lowest bits], [16 zero codes],
+///                    [4 f16: scale_low, scale_step, zero_low, zero_step], the codes of its chunks, 0 under an
+///                    outlier; outliers lie behind all tiles
 ///   residual_binary  per block: [7][16 f16 coefficients], [k][u16: bit 0 of 16 codes, u16: bit 1]; the last
 ///                    block may be shorter
 /// Codes and numbers of a row are 0 for rows beyond out_features.
@@ -57,7 +57,7 @@ struct TiledWeight {
   TileKind kind;
   int stat_bits = 0;  ///< width of scale and zero codes: 2, 3, 4 or 8
   /// Outliers of k-block b of tile t: [outlier_begin[i], outlier_begin[i + 1]), i = t · k-blocks + b. Each is
-  /// its place in the decoded block, k·16 + row, in the low half and a binary16 value in the high half.
+  /// its place in the decoded block, k·16 + row, in the low half, ascending, and a binary16 value in the high half.
   const uint32_t* outlier_begin = nullptr;
   const uint32_t* outliers = nullptr;
   const uint8_t* salient = nullptr;  ///< residual binary: one bit a column
@@ -77,6 +77,8 @@ struct PlaneBlocks {
   float* steps = nullptr;
   int32_t* sums = nullptr;
   uint8_t* special = nullptr;
+  const float* x = nullptr;  ///< what was split, rows x_stride apart
+  int64_t x_stride = 0;
 };
 /// Fills PlaneBlocks from x [tokens][in_features], rows token_stride apart, for a weight of `bits` in groups.
 struct SplitTask {
@@ -173,7 +175,7 @@ struct KernelTable {
   int64_t plane_columns;  ///< tokens · planes in a block of PlaneBlocks
   /// Blocks [first, last) of tokens.
   void (*split)(const SplitTask& task, int64_t first_block, int64_t last_block);
-  /// Tiles [first, last) of one linear with affine weights: integer sums of codes and digits.
+  /// Tiles [first, last) of one linear with affine codes: integer sums of codes and digits.
   void (*linear_planes)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
   /// out[0 … in_features) (+)= row of a packed weight.
   void (*decode_row)(const TiledWeight& weight, int64_t row, bool accumulate, float* out);

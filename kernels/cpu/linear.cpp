@@ -87,6 +87,8 @@ PlaneBlocks CpuBackend::split(const TensorView& x, int bits, int64_t group_size)
   out.sums = reinterpret_cast<int32_t*>(out.steps + chunks * tokens);
   out.digits = out.sums + sums;
   out.special = reinterpret_cast<uint8_t*>(out.digits + words);
+  out.x = x.as<float>();
+  out.x_stride = x.strides[0];
   const SplitTask task{.x = x.as<float>(),
                        .tokens = tokens,
                        .token_stride = x.strides[0],
@@ -105,7 +107,8 @@ PlaneBlocks CpuBackend::split(const TensorView& x, int bits, int64_t group_size)
 
 // Codes times integers; a token whose x is not finite has none and takes the float kernel alone, so that its result
 // too is the same in any company.
-void CpuBackend::run(const Linear<AffineView>& op) {
+template <class Encoding>
+void CpuBackend::run_planes(const Linear<Encoding>& op) {
   LinearTask task = linear_task(op);
   if (task.tokens == 0) return;
   task.planes = split(op.x, op.weight.bits, op.weight.group_size);
@@ -115,7 +118,7 @@ void CpuBackend::run(const Linear<AffineView>& op) {
     LinearTask alone = task;
     alone.planes = {};
     alone.tokens = 1;
-    alone.x_blocks = op.x.as<float>() + token * op.x.strides[0];
+    alone.x_blocks = op.x.template as<float>() + token * op.x.strides[0];
     if (alone.positions) alone.positions += token;
     if (alone.residual) alone.residual += token * alone.residual_stride;
     alone.y += token * alone.y_stride;
@@ -126,8 +129,11 @@ void CpuBackend::run(const Linear<AffineView>& op) {
 void CpuBackend::run(const Linear<DenseView>& op) {
   run_linear(op);
 }
+void CpuBackend::run(const Linear<AffineView>& op) {
+  run_planes(op);
+}
 void CpuBackend::run(const Linear<SparseOutlierView>& op) {
-  run_linear(op);
+  run_planes(op);
 }
 void CpuBackend::run(const Linear<ResidualBinaryView>& op) {
   run_linear(op);

@@ -1,9 +1,11 @@
-// Linear layers with affine weights as integer sums, one instruction set (see simd.h).
+// Linear layers with affine codes as integer sums, one instruction set (see simd.h).
 //
 //   y = Σ_chunks  scale · step · Σ_p base^p · I_p,     I_p = Σ_k (code_k − zero) · digit_pk
 //
 // with the activations split into digits by plane_split.h. I_p is exact, so a result depends neither on the order of
-// its additions nor on the instruction set; what is rounded is written once, in `finish`, chunks ascending.
+// its additions nor on the instruction set; what is rounded is written once, in `finish`, chunks ascending. Weights
+// with outliers have zero points that are no integers (I_p = Σ code · digit, and the zero point times Σ digit is
+// taken off in floats), and their outliers are added behind each chunk, one fused step each, columns ascending.
 //
 // Work partition: a thread owns whole tiles of 16 output rows. One token: codes are unpacked in registers, while
 // the lines to come are prefetched. More tokens: a chunk is unpacked into L1 once, then blocks of tokens run over
@@ -100,15 +102,16 @@ static inline __attribute__((always_inline)) void dot_packed(const uint8_t* code
   constexpr int64_t kUnit = steps_per_unit(BITS), kBytes = kUnit * bytes_per_step(BITS);
   constexpr int64_t kUnits = BITS == 8 ? 8 : BITS == 4 ? 4 : BITS == 3 ? 2 : 4;
   static_assert(kUnits * kUnit <= kFlushSteps<BITS> || BITS == 8);
+  constexpr int kCount = kChains<P>;
   int64_t units = steps / kUnit;
   while (units > 0) {
-    Partial<BITS> partial[P];
-    for (int p = 0; p < P; ++p) partial[p] = no_partial<BITS>();
+    Partial<BITS> partial[kCount * P];
+    for (auto& sum : partial) sum = no_partial<BITS>();
     const auto unit = [&]() __attribute__((always_inline)) {
       prefetch_unit<BITS>(codes);
       each_step<BITS>(
           codes, [&](int i, V step) __attribute__((always_inline)) {
-            for (int p = 0; p < P; ++p) dot<BITS>(partial[p], step, x[i * P + p]);
+            for (int p = 0; p < P; ++p) dot<BITS>(partial[i % kCount * P + p], step, x[i * P + p]);
           });
       codes += kBytes;
       x += kUnit * P;
@@ -120,7 +123,7 @@ static inline __attribute__((always_inline)) void dot_packed(const uint8_t* code
     } else {
       for (; units > 0; --units) unit();
     }
-    for (int p = 0; p < P; ++p) flush_partial<BITS>(sums[p], partial[p]);
+    for (int c = 0; c < kCount * P; ++c) flush_partial<BITS>(sums[c % P], partial[c]);
   }
   if constexpr (BITS == 3) {
     if (steps % kUnit == 0) return;
@@ -169,148 +172,254 @@ static __attribute__((noinline)) void dot_unpacked(const uint8_t* w, int64_t ste
   }
 }
 
-// y + scale · step · Σ_p base^p · sums[p]; the one place where a linear layer of integer sums rounds.
+// Σ_p base^p · sums[p]. This and the policies' `finish` are the only places where integer sums are rounded.
 template <int BITS, int P>
-static inline F finish(const Sums* sums, F scale, float step, F y) {
-  F value;
-  if constexpr (P == 1) {
-    value = to_float(sums[0]);
-  } else if constexpr (P == 2) {
-    value = fma(to_float(sums[1]), broadcast(4096), to_float(sums[0]));
-  } else {
-    value = fma(to_float(sums[2]), broadcast(65536), to_float(plus(left_sums<8>(sums[1]), sums[0])));
+static inline F join(const Sums* sums) {
+  if constexpr (P == 1) return to_float(sums[0]);
+  if constexpr (P == 2) return fma(to_float(sums[1]), broadcast(4096), to_float(sums[0]));
+  if constexpr (P == 3)
+    return fma(to_float(sums[2]), broadcast(65536), to_float(plus(left_sums<8>(sums[1]), sums[0])));
+}
+
+// What a kind of weight adds to the codes: its facts before each group, sums that a chunk begins with, how they end.
+template <int B>
+struct AffineGroups {
+  static constexpr int kBits = B;
+  static constexpr bool kOutliers = false;
+  struct Facts {
+    F scale;
+    Sums zeros;
+  };
+  static int64_t fact_bytes(const TiledWeight& weight) { return affine_fact_bytes(weight.group_size); }
+  static Facts facts(const TiledWeight&, const uint8_t* at) {
+    return {load_half(reinterpret_cast<const uint16_t*>(at)), widen_zeros(at + 2 * kTileRows)};
   }
-  return fma(value, mul(scale, broadcast(step)), y);
-}
-
-// The facts of one group and where its chunks lie.
-struct GroupFacts {
-  F scale;
-  Sums zeros;
+  // `digit_sums`: PlaneBlocks::sums of one chunk and token.
+  template <int P>
+  static inline void begin(const Facts& facts, const int32_t* digit_sums, Sums* sums) {
+    for (int p = 0; p < P; ++p) sums[p] = times(facts.zeros, digit_sums[p]);
+  }
+  template <int P>
+  static inline F finish(const Facts& facts, const int32_t*, const Sums* sums, float step, F y) {
+    return fma(join<B, P>(sums), mul(facts.scale, broadcast(step)), y);
+  }
 };
-static inline GroupFacts group_facts(const uint8_t* facts) {
-  __builtin_prefetch(facts + kPrefetchBytes);
-  return {load_half(reinterpret_cast<const uint16_t*>(facts)), widen_zeros(facts + 2 * kTileRows)};
+// Zero points are real numbers here, so they meet the digits' sums in floats.
+template <int B>
+struct OutlierGroups {
+  static constexpr int kBits = B;
+  static constexpr bool kOutliers = true;
+  using Facts = OutlierFacts;
+  static int64_t fact_bytes(const TiledWeight& weight) { return outlier_fact_bytes(weight.stat_bits); }
+  static Facts facts(const TiledWeight& weight, const uint8_t* at) { return outlier_facts(weight, at); }
+  template <int P>
+  static inline void begin(const Facts&, const int32_t*, Sums* sums) {
+    for (int p = 0; p < P; ++p) sums[p] = no_sums();
+  }
+  template <int P>
+  static inline F finish(const Facts& facts, const int32_t* digit_sums, const Sums* sums, float step, F y) {
+    int32_t total = 0;  // below 2^30 in size
+    for (int p = P - 1; p >= 0; --p) total = total * (B == 8 ? 4096 : 256) + digit_sums[p];
+    const F value = fma(facts.zero, broadcast(float(total)), join<B, P>(sums));
+    return fma(value, mul(facts.scale, broadcast(step)), y);
+  }
+};
+
+// The outliers of a tile in the order of their columns.
+struct OutlierCursor {
+  const uint32_t *begin, *list;  // begin: of the tile's next block of kKBlock columns
+  uint32_t next;
+  int64_t block = 0;
+};
+static inline OutlierCursor outlier_cursor(const TiledWeight& weight, int64_t tile) {
+  const uint32_t* begin = weight.outlier_begin + tile * ((weight.in_features + kKBlock - 1) / kKBlock);
+  return {begin + 1, weight.outliers, begin[0]};
 }
 
-template <int BITS, int P>
+// The outliers of one chunk. The code under an outlier is packed as 0, which decodes to −scale · zero: what is
+// missing is the outlier and that product again.
+struct ChunkOutliers {
+  int count = 0;
+  float missing[kChunk * kTileRows];
+  uint16_t column[kChunk * kTileRows];
+  uint8_t row[kChunk * kTileRows];
+};
+static void take_outliers(OutlierCursor& cursor, int64_t first_column, int64_t columns,
+                          const OutlierFacts& facts, int64_t in_features, ChunkOutliers& out) {
+  out.count = 0;
+  float removed[kTileRows];
+  store(removed, mul(facts.scale, facts.zero));
+  const int64_t blocks = (in_features + kKBlock - 1) / kKBlock;
+  for (;; ++cursor.next) {
+    while (cursor.block < blocks && cursor.next >= *cursor.begin) {
+      ++cursor.block;
+      ++cursor.begin;
+    }
+    if (cursor.block == blocks) return;
+    const uint32_t entry = cursor.list[cursor.next], place = entry & 0xFFFFu;
+    const int64_t column = cursor.block * kKBlock + place / kTileRows;
+    if (column >= first_column + columns) return;
+    out.column[out.count] = uint16_t(column);
+    out.row[out.count] = uint8_t(place % kTileRows);
+    out.missing[out.count++] = half_to_float(uint16_t(entry >> 16)) + removed[place % kTileRows];
+  }
+}
+static void add_outliers(const ChunkOutliers& outliers, const float* x, float* y) {
+  for (int i = 0; i < outliers.count; ++i)
+    y[outliers.row[i]] = __builtin_fmaf(outliers.missing[i], x[outliers.column[i]], y[outliers.row[i]]);
+}
+
+template <class Groups, int P>
 static void planes_of_one_token(const LinearTask& task, int64_t tile) {
+  constexpr int kBits = Groups::kBits;
   const TiledWeight& weight = task.weight;
-  const ChunkShape shape = chunk_shape(BITS, weight.group_size);
-  const int64_t groups = weight.in_features / weight.group_size;
+  const ChunkShape shape = chunk_shape(kBits, weight.group_size);
   const uint8_t* at = weight.data + tile * weight.tile_bytes;
-  const int32_t *x = task.planes.digits, *chunk_sums = task.planes.sums;
+  const int32_t *x = task.planes.digits, *digit_sums = task.planes.sums;
   const float* step = task.planes.steps;
+  [[maybe_unused]] OutlierCursor cursor;
+  [[maybe_unused]] ChunkOutliers outliers;
+  if constexpr (Groups::kOutliers) cursor = outlier_cursor(weight, tile);
   F y = broadcast(0);
-  for (int64_t group = 0; group < groups; ++group) {
-    const GroupFacts facts = group_facts(at);
-    at += affine_fact_bytes(weight.group_size);
-    for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk, ++step, chunk_sums += P) {
-      const int64_t steps = shape.steps(chunk);
+  float partial[kTileRows];
+  for (int64_t k = 0; k < weight.in_features;) {
+    __builtin_prefetch(at + kPrefetchBytes);
+    const typename Groups::Facts facts = Groups::facts(weight, at);
+    at += Groups::fact_bytes(weight);
+    for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk, ++step, digit_sums += P) {
+      const int64_t steps = shape.steps(chunk), columns = shape.columns(chunk);
       Sums sums[P];
-      for (int p = 0; p < P; ++p) sums[p] = times(facts.zeros, chunk_sums[p]);
-      dot_packed<BITS, P>(at, steps, x, sums);
-      y = finish<BITS, P>(sums, facts.scale, *step, y);
-      at += steps * bytes_per_step(BITS);
+      Groups::template begin<P>(facts, digit_sums, sums);
+      dot_packed<kBits, P>(at, steps, x, sums);
+      y = Groups::template finish<P>(facts, digit_sums, sums, *step, y);
+      at += steps * bytes_per_step(kBits);
       x += steps * P;
+      if constexpr (Groups::kOutliers) {
+        take_outliers(cursor, k, columns, facts, weight.in_features, outliers);
+        if (outliers.count > 0) {
+          store(partial, y);
+          add_outliers(outliers, task.planes.x, partial);
+          y = load(partial);
+        }
+      }
+      k += columns;
     }
   }
-  float partial[kTileRows];
   store(partial, y);
   write_tile(task, tile, 0, 1, partial);
 }
 
 // One block of tokens over one unpacked chunk: partial[token][16] += …
+template <class Facts>
 struct BlockTask {
   const uint8_t* w;
   int64_t steps;
   const int32_t* x;
-  const int32_t* sums;
+  const int32_t* digit_sums;
   const float* scale_steps;
-  const GroupFacts* facts;
+  const Facts* facts;
   bool fresh;
   float* partial;
 };
-template <int BITS, int P, int TOKENS>
-static void planes_of_block(const BlockTask& task) {
+template <class Groups, int P, int TOKENS>
+static void planes_of_block(const BlockTask<typename Groups::Facts>& task) {
   Sums sums[TOKENS * P];
-  for (int c = 0; c < TOKENS * P; ++c) sums[c] = times(task.facts->zeros, task.sums[c]);
-  dot_unpacked<BITS, TOKENS * P>(task.w, task.steps, task.x, sums);
+  for (int t = 0; t < TOKENS; ++t)
+    Groups::template begin<P>(*task.facts, task.digit_sums + t * P, sums + t * P);
+  dot_unpacked<Groups::kBits, TOKENS * P>(task.w, task.steps, task.x, sums);
   for (int t = 0; t < TOKENS; ++t) {
     float* to = task.partial + t * kTileRows;
     const F y = task.fresh ? broadcast(0) : load(to);
-    store(to, finish<BITS, P>(sums + t * P, task.facts->scale, task.scale_steps[t], y));
+    store(to, Groups::template finish<P>(*task.facts, task.digit_sums + t * P, sums + t * P,
+                                         task.scale_steps[t], y));
   }
 }
-template <int BITS, int P, int TOKENS = kPlaneColumns / P>
-static inline void planes_of_any_block(int64_t tokens, const BlockTask& task) {
+template <class Groups, int P, int TOKENS = kPlaneColumns / P>
+static inline void planes_of_any_block(int64_t tokens, const BlockTask<typename Groups::Facts>& task) {
   if constexpr (TOKENS > 0) {
-    if (tokens == TOKENS) return planes_of_block<BITS, P, TOKENS>(task);
-    planes_of_any_block<BITS, P, TOKENS - 1>(tokens, task);
+    if (tokens == TOKENS) return planes_of_block<Groups, P, TOKENS>(task);
+    planes_of_any_block<Groups, P, TOKENS - 1>(tokens, task);
   }
 }
 
-template <int BITS, int P>
+template <class Groups, int P>
 static void planes_of_tokens(const LinearTask& task, int64_t tile, int64_t first, int64_t last) {
+  constexpr int kBits = Groups::kBits;
   const TiledWeight& weight = task.weight;
-  const ChunkShape shape = chunk_shape(BITS, weight.group_size);
-  const int64_t groups = weight.in_features / weight.group_size;
+  const ChunkShape shape = chunk_shape(kBits, weight.group_size);
   constexpr int64_t kBlock = kPlaneColumns / P;
   static_assert(kTokenChunk % kBlock == 0);
   uint8_t* unpacked = reinterpret_cast<uint8_t*>(task.scratch);
   float* partial = task.scratch + kMaxSteps * kVectorBytes / int64_t(sizeof(float));
   const uint8_t* at = weight.data + tile * weight.tile_bytes;
   const int32_t* x = task.planes.digits;
+  [[maybe_unused]] OutlierCursor cursor;
+  [[maybe_unused]] ChunkOutliers outliers;
+  if constexpr (Groups::kOutliers) cursor = outlier_cursor(weight, tile);
   int64_t index = 0;  // of the chunk in the row
-  for (int64_t group = 0; group < groups; ++group) {
-    const GroupFacts facts = group_facts(at);
-    at += affine_fact_bytes(weight.group_size);
+  for (int64_t k = 0; k < weight.in_features;) {
+    const typename Groups::Facts facts = Groups::facts(weight, at);
+    at += Groups::fact_bytes(weight);
     for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk, ++index) {
-      const int64_t steps = shape.steps(chunk);
-      unpack<BITS>(at, steps, unpacked);
-      at += steps * bytes_per_step(BITS);
+      const int64_t steps = shape.steps(chunk), columns = shape.columns(chunk);
+      unpack<kBits>(at, steps, unpacked);
+      at += steps * bytes_per_step(kBits);
       for (int64_t t = first; t < last; t += kBlock)
-        planes_of_any_block<BITS, P>(last - t < kBlock ? last - t : kBlock,
-                                     {.w = unpacked,
-                                      .steps = steps,
-                                      .x = x + t * steps * P,
-                                      .sums = task.planes.sums + (index * task.tokens + t) * P,
-                                      .scale_steps = task.planes.steps + index * task.tokens + t,
-                                      .facts = &facts,
-                                      .fresh = index == 0,
-                                      .partial = partial + (t - first) * kTileRows});
+        planes_of_any_block<Groups, P>(last - t < kBlock ? last - t : kBlock,
+                                       {.w = unpacked,
+                                        .steps = steps,
+                                        .x = x + t * steps * P,
+                                        .digit_sums = task.planes.sums + (index * task.tokens + t) * P,
+                                        .scale_steps = task.planes.steps + index * task.tokens + t,
+                                        .facts = &facts,
+                                        .fresh = index == 0,
+                                        .partial = partial + (t - first) * kTileRows});
       x += task.tokens * steps * P;
+      if constexpr (Groups::kOutliers) {
+        take_outliers(cursor, k, columns, facts, weight.in_features, outliers);
+        for (int64_t t = first; t < last && outliers.count > 0; ++t)
+          add_outliers(outliers, task.planes.x + t * task.planes.x_stride, partial + (t - first) * kTileRows);
+      }
+      k += columns;
     }
   }
   write_tile(task, tile, first, last - first, partial);
 }
 
-template <int BITS, int P>
+template <class Groups, int P>
 static void planes_of_tiles(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
   for (int64_t tile = first_tile; tile < last_tile && task.tokens == 1; ++tile)
-    planes_of_one_token<BITS, P>(task, tile);
+    planes_of_one_token<Groups, P>(task, tile);
   if (task.tokens == 1) return;
   for (int64_t t = 0; t < task.tokens; t += kTokenChunk) {
     const int64_t end = task.tokens - t < kTokenChunk ? task.tokens : t + kTokenChunk;
-    for (int64_t tile = first_tile; tile < last_tile; ++tile) planes_of_tokens<BITS, P>(task, tile, t, end);
+    for (int64_t tile = first_tile; tile < last_tile; ++tile) planes_of_tokens<Groups, P>(task, tile, t, end);
   }
+}
+template <class Groups>
+static void planes_of(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
+  if (task.planes.planes == 1) return planes_of_tiles<Groups, 1>(task, first_tile, last_tile);
+  return planes_of_tiles < Groups, Groups::kBits == 8 ? 2 : 3 > (task, first_tile, last_tile);
 }
 
 static void linear_planes(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
-  const bool one = task.planes.planes == 1;
   switch (task.weight.kind) {
     case TileKind::affine2:
-      return one ? planes_of_tiles<2, 1>(task, first_tile, last_tile)
-                 : planes_of_tiles<2, 3>(task, first_tile, last_tile);
+      return planes_of<AffineGroups<2>>(task, first_tile, last_tile);
     case TileKind::affine3:
-      return one ? planes_of_tiles<3, 1>(task, first_tile, last_tile)
-                 : planes_of_tiles<3, 3>(task, first_tile, last_tile);
+      return planes_of<AffineGroups<3>>(task, first_tile, last_tile);
     case TileKind::affine4:
-      return one ? planes_of_tiles<4, 1>(task, first_tile, last_tile)
-                 : planes_of_tiles<4, 3>(task, first_tile, last_tile);
+      return planes_of<AffineGroups<4>>(task, first_tile, last_tile);
     case TileKind::affine8:
-      return one ? planes_of_tiles<8, 1>(task, first_tile, last_tile)
-                 : planes_of_tiles<8, 2>(task, first_tile, last_tile);
+      return planes_of<AffineGroups<8>>(task, first_tile, last_tile);
+    case TileKind::outliers2:
+      return planes_of<OutlierGroups<2>>(task, first_tile, last_tile);
+    case TileKind::outliers3:
+      return planes_of<OutlierGroups<3>>(task, first_tile, last_tile);
+    case TileKind::outliers4:
+      return planes_of<OutlierGroups<4>>(task, first_tile, last_tile);
+    case TileKind::outliers8:
+      return planes_of<OutlierGroups<8>>(task, first_tile, last_tile);
     default:
       __builtin_trap();
   }

@@ -30,6 +30,9 @@ struct Sums {
 using Bytes = Sums;
 template <int BITS>
 inline constexpr int64_t kFlushSteps = kMaxSteps;
+// Sums that the steps of one token take turns in: five cycles pass before one can be added to again.
+template <int P>
+inline constexpr int kChains = P == 1 ? 4 : 2;
 
 static inline V load_codes64(const uint8_t* p) {
   return {_mm512_loadu_si512(p)};
@@ -109,6 +112,8 @@ template <int BITS>
 inline constexpr int64_t kFlushSteps = BITS == 4   ? 8
                                        : BITS == 3 ? 16
                                                    : 32;
+template <int P>
+inline constexpr int kChains = 1;
 
 static inline __m256i load256(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
@@ -197,6 +202,9 @@ static inline F to_float(Sums a) {
 
 #else
 
+// Unrolled copies of these loops would take minutes to compile and serve nobody.
+#define BALLAST_APART static __attribute__((noinline))
+
 struct V {
   uint8_t b[kVectorBytes];
 };
@@ -206,18 +214,20 @@ struct Sums {
 using Bytes = Sums;
 template <int BITS>
 inline constexpr int64_t kFlushSteps = kMaxSteps;
+template <int P>
+inline constexpr int kChains = 1;
 
 static inline V load_codes64(const uint8_t* p) {
   V out;
   __builtin_memcpy(out.b, p, kVectorBytes);
   return out;
 }
-static inline V widen32(const uint8_t* p) {
+BALLAST_APART V widen32(const uint8_t* p) {
   V out = {};
   for (int i = 0; i < 32; ++i) out.b[2 * i] = p[i];
   return out;
 }
-static inline V load_upper32(const uint8_t* p) {
+BALLAST_APART V load_upper32(const uint8_t* p) {
   V out;
   for (int i = 0; i < 32; ++i) {
     out.b[i] = p[i];
@@ -235,18 +245,18 @@ static inline V load_step(const uint8_t* p) {
   V out;                                                          \
   for (int i = 0; i < kVectorBytes; ++i) out.b[i] = (expression); \
   return out
-static inline V mask(V a, int bits) {
+BALLAST_APART V mask(V a, int bits) {
   BALLAST_EACH_BYTE(uint8_t(a.b[i] & bits));
 }
 template <int N>
-static inline V right(V a) {
+BALLAST_APART V right(V a) {
   BALLAST_EACH_BYTE(uint8_t(a.b[i] >> N));
 }
 template <int N>
-static inline V left(V a) {
+BALLAST_APART V left(V a) {
   BALLAST_EACH_BYTE(uint8_t(a.b[i] << N));
 }
-static inline V either(V a, V b) {
+BALLAST_APART V either(V a, V b) {
   BALLAST_EACH_BYTE(uint8_t(a.b[i] | b.b[i]));
 }
 #undef BALLAST_EACH_BYTE
@@ -256,13 +266,13 @@ static inline Sums no_sums() {
 static inline Bytes no_bytes() {
   return {};
 }
-static inline void dot_bytes(Bytes& sums, V codes, int32_t x) {
+BALLAST_APART void dot_bytes(Bytes& sums, V codes, int32_t x) {
   int8_t four[4];
   __builtin_memcpy(four, &x, sizeof four);
   for (int row = 0; row < kLanes; ++row)
     for (int j = 0; j < 4; ++j) sums.v[row] += codes.b[4 * row + j] * four[j];
 }
-static inline void dot_words(Sums& sums, V codes, int32_t x) {
+BALLAST_APART void dot_words(Sums& sums, V codes, int32_t x) {
   int16_t two[2];
   __builtin_memcpy(two, &x, sizeof two);
   for (int row = 0; row < kLanes; ++row)
@@ -272,7 +282,7 @@ static inline void dot_words(Sums& sums, V codes, int32_t x) {
   Sums out;                                                 \
   for (int i = 0; i < kLanes; ++i) out.v[i] = (expression); \
   return out
-static inline Sums plus(Sums a, Sums b) {
+BALLAST_APART Sums plus(Sums a, Sums b) {
   BALLAST_EACH_SUM(a.v[i] + b.v[i]);
 }
 static inline void flush(Sums& sums, Bytes bytes) {
@@ -281,20 +291,21 @@ static inline void flush(Sums& sums, Bytes bytes) {
 static inline Sums widen_zeros(const uint8_t* p) {
   BALLAST_EACH_SUM(p[i]);
 }
-static inline Sums times(Sums a, int32_t x) {
+BALLAST_APART Sums times(Sums a, int32_t x) {
   BALLAST_EACH_SUM(a.v[i] * x);
 }
 template <int N>
-static inline Sums left_sums(Sums a) {
+BALLAST_APART Sums left_sums(Sums a) {
   BALLAST_EACH_SUM(a.v[i] * (1 << N));
 }
 #undef BALLAST_EACH_SUM
-static inline F to_float(Sums a) {
+BALLAST_APART F to_float(Sums a) {
   F out;
   for (int i = 0; i < kLanes; ++i) out.v[i] = float(a.v[i]);
   return out;
 }
 
+#undef BALLAST_APART
 #endif
 
 }  // namespace ballast::BALLAST_ISA

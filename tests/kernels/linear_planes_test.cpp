@@ -14,30 +14,10 @@ using test::DenseMatrix;
 using test::Extras;
 using test::IsaTest;
 using test::kRound32;
+using test::planes_bound;
 using test::Random;
 using test::run;
 using test::same_bits;
-
-// Rounding x moves it by at most half a step: with three bytes (or two 12-bit digits beside 8-bit codes) a step is
-// a power of two of at most 2 · max|x| / 8355711, with one digit max|x| / 127 (or / 32767), per chunk of at most
-// 128 columns. The smallest max|x| told from zero is 2^-78. Then each chunk rounds: twice when its planes are
-// joined, once in its scale, once in the sum.
-test::SumBound planes_bound(int bits, int64_t group_size, bool int8) {
-  return [=](const float* x, const float* w, int64_t in_features) {
-    const double levels = int8 ? (bits == 8 ? 2 * 32767 : 2 * 127) : 8355711;
-    double of_x = 0, chunks = 0;
-    for (int64_t group = 0; group < in_features; group += group_size)
-      for (int64_t begin = group; begin < group + group_size; begin += 128, ++chunks) {
-        double most = 0x1p-78, weights = 0;
-        for (int64_t k = begin; k < std::min(begin + 128, group + group_size); ++k) {
-          most = std::max(most, std::abs(double(x[k])));
-          weights += std::abs(double(w[k]));
-        }
-        of_x += 1.01 * most / levels * weights;
-      }
-    return of_x + (chunks + 4) * kRound32 * (test::magnitude_of(x, w, in_features) + of_x);
-  };
-}
 
 class LinearPlanes : public IsaTest {};
 BALLAST_FOR_ALL_ISAS(LinearPlanes);

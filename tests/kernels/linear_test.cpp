@@ -36,19 +36,6 @@ TEST_P(LinearOp, DenseWeightsOfAnyShape) {
     }
 }
 
-// {out_features, in_features, group_size}
-TEST_P(LinearOp, OutliersOfAnyShapeAndGroup) {
-  const Shape shapes[] = {{150, 192, 16}, {17, 768, 64}, {31, 37, 37}, {16, 300, 5}};
-  uint64_t seed = 200;
-  for (int bits : {2, 3, 4, 8})
-    for (const Shape& shape : shapes) {
-      SCOPED_TRACE(str(bits, " bits, out, in, group ", shape.text()));
-      Random random(++seed);
-      const auto matrix = test::random_outliers(random, bits, 3, shape[0], shape[1], shape[2]);
-      ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, test::decoded(matrix), seed));
-    }
-}
-
 // {out_features, in_features, block_size}
 TEST_P(LinearOp, ResidualBinaryOfAnyShapeAndBlock) {
   const Shape shapes[] = {{1, 16, 16},     {150, 192, 128}, {33, 96, 128}, {17, 768, 128}, {70, 384, 100},
@@ -72,31 +59,6 @@ void expect_equals_decoded(Backend& backend, const Matrix& matrix, Random& rando
     ASSERT_TRUE(
         same_bits(run(backend, x, weight.view, {}, tokens), run(backend, x, dense_weight.view, {}, tokens)))
         << tokens << " tokens";
-}
-
-TEST_P(LinearOp, OutliersEqualTheirDecodedMatrixBitForBit) {
-  uint64_t seed = 400;
-  for (int bits : {2, 3, 4, 8})
-    for (int stat_bits : {1, 2, 3, 4, 5, 8})
-      for (const Shape& shape : {Shape{83, 336, 16}, {64, 192, 192}, {15, 768, 3}})
-        for (float share : {0.0f, 0.02f, 1.0f}) {
-          SCOPED_TRACE(str(bits, " bits, ", stat_bits, " of statistics, ", shape.text(), ", share ", share));
-          Random random(++seed);
-          auto matrix = test::random_outliers(random, bits, stat_bits, shape[0], shape[1], shape[2], share);
-          // The smallest subnormal, the largest finite binary16 and minus zero.
-          matrix.stats[0] = 0x0001;
-          matrix.stats[1] = 0x7BFF;
-          matrix.stats[2] = 0xFBFF;
-          matrix.outlier_values[0] = 0x8000;
-          ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
-        }
-  // No outliers at all.
-  Random random(seed);
-  auto matrix = test::random_outliers(random, 3, 3, 40, 64, 16);
-  matrix.outlier_columns.clear();
-  matrix.outlier_values.clear();
-  matrix.outlier_rows.assign(41, 0);
-  ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
 }
 
 TEST_P(LinearOp, ResidualBinaryEqualsItsDecodedMatrixBitForBit) {

@@ -1,6 +1,7 @@
 // Linear ops on random data, with everything that can be added to x · Wᵀ, and what they must come to.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -54,8 +55,8 @@ std::vector<float> run(Backend& backend, const std::vector<float>& x, const Enco
   return y;
 }
 
-// How far the sum x · wᵀ of one token and row may be from the exact one.
-using SumBound = std::function<double(const float* x, const float* w, int64_t in_features)>;
+/// How far the sum x · wᵀ of one token and of row `row` may be from the exact one.
+using SumBound = std::function<double(const float* x, const float* w, int64_t in_features, int64_t row)>;
 
 inline double magnitude_of(const float* x, const float* w, int64_t in_features) {
   double sum = 0;
@@ -63,8 +64,68 @@ inline double magnitude_of(const float* x, const float* w, int64_t in_features) 
   return sum;
 }
 /// A chain of n fused steps is off by at most n half-ulps of Σ|x·w|.
-inline double chain_bound(const float* x, const float* w, int64_t in_features) {
+inline double chain_bound(const float* x, const float* w, int64_t in_features, int64_t) {
   return double(in_features) * kRound32 * magnitude_of(x, w, in_features);
+}
+
+/// The sizes that integers in 24 bits or one digit beside 8-bit codes or shorter ones come in: how often the largest
+/// error of x goes into max|x|. A step is a power of two of at most 2 · max|x| / 8355711 (the reach of three balanced
+/// bytes), or max|x| / 127 (/ 32767 beside 8-bit codes); rounding moves x by half of one.
+inline double plane_levels(int bits, bool int8) {
+  return int8 ? (bits == 8 ? 2 * 32767 : 2 * 127) : 8355711;
+}
+/// What the rounding of x does to Σ x·w, chunk by chunk of at most 128 columns; `size(k)` is |w| as the codes make it.
+/// The smallest max|x| told from zero is 2^-78.
+template <class Size>
+double rounded_x_bound(const float* x, int64_t in_features, int64_t group_size, double levels, Size&& size) {
+  double bound = 0;
+  for (int64_t group = 0; group < in_features; group += group_size)
+    for (int64_t begin = group; begin < group + group_size; begin += 128) {
+      double most = 0x1p-78, weights = 0;
+      for (int64_t k = begin; k < std::min(begin + 128, group + group_size); ++k) {
+        most = std::max(most, std::abs(double(x[k])));
+        weights += size(k);
+      }
+      bound += 1.01 * most / levels * weights;
+    }
+  return bound;
+}
+inline int64_t chunks_of(int64_t in_features, int64_t group_size) {
+  return in_features / group_size * ((group_size + 127) / 128);
+}
+
+/// Affine codes: beside x each chunk rounds twice where its planes are joined, once in its scale, once in the sum.
+inline SumBound planes_bound(int bits, int64_t group_size, bool int8) {
+  return [=](const float* x, const float* w, int64_t in_features, int64_t) {
+    const double of_x = rounded_x_bound(x, in_features, group_size, plane_levels(bits, int8),
+                                        [&](int64_t k) { return std::abs(double(w[k])); });
+    return of_x + double(chunks_of(in_features, group_size) + 4) * kRound32 *
+                      (magnitude_of(x, w, in_features) + of_x);
+  };
+}
+
+/// Codes with outliers: scale · code and scale · zero · Σx are rounded apart, so the sizes are those of
+/// scale · (code + |zero|), code 0 under an outlier, and of the outliers, each of which rounds twice more. `matrix` must
+/// outlive the bound.
+inline SumBound outliers_bound(const SparseOutlierMatrix& matrix, bool int8) {
+  return [&matrix, int8](const float* x, const float*, int64_t in_features, int64_t row) {
+    std::vector<double> sizes(static_cast<size_t>(in_features)), outliers(sizes);
+    for (int64_t k = 0; k < in_features; ++k) {
+      const int64_t group = k / matrix.group_size;
+      sizes[size_t(k)] =
+          std::abs(double(matrix.scale(row, group))) *
+          (matrix.codes[size_t(row * in_features + k)] + std::abs(double(matrix.zero(row, group))));
+    }
+    const uint32_t first = matrix.outlier_rows[size_t(row)], last = matrix.outlier_rows[size_t(row) + 1];
+    for (uint32_t i = first; i < last; ++i)
+      outliers[matrix.outlier_columns[i]] = std::abs(double(f16_to_f32(matrix.outlier_values[i])));
+    const double of_x = rounded_x_bound(x, in_features, matrix.group_size, plane_levels(matrix.bits, int8),
+                                        [&](int64_t k) { return sizes[size_t(k)]; });
+    double magnitude = of_x;
+    for (int64_t k = 0; k < in_features; ++k)
+      magnitude += std::abs(double(x[k])) * (2 * sizes[size_t(k)] + outliers[size_t(k)]);
+    return of_x + double(chunks_of(in_features, matrix.group_size) + last - first + 8) * kRound32 * magnitude;
+  };
 }
 
 /// One output in f64. Every addition after the sum rounds once more; gelu stretches errors by at most 1.13 and
@@ -85,7 +146,7 @@ inline Expected one_output(const DenseMatrix& weight, const float* x, int64_t t,
   if (!extras.position_bias.empty() && extras.positions[size_t(t)] < extras.position_rows)
     plus(extras.position_bias[size_t(extras.positions[size_t(t)] * weight.out_features + row)]);
   const float* w = weight.values.data() + row * weight.in_features;
-  const double of_sum = sum_bound(x, w, weight.in_features);
+  const double of_sum = sum_bound(x, w, weight.in_features, row);
   double bound = of_sum + 2 * kRound32 * (magnitude + of_sum);
   if (extras.activation == Activation::relu) sum = std::max(sum, 0.0);
   if (extras.activation == Activation::gelu) {
