@@ -170,6 +170,44 @@ std::vector<Expected> reference(const Setting& setting, const Sequence& sequence
 }
 
 class AttentionOp : public IsaTest {};
+// Without a cache the same sums are formed by other loops.
+TEST_P(AttentionOp, WholeSequencesNeedNoCache) {
+  for (const Mask mask : {Mask::full, Mask::causal})
+    for (const int64_t head_dim : {16, 20, 3}) {
+      const Setting setting{.heads = 3, .head_dim = head_dim, .mask = mask};
+      Random random{uint64_t(head_dim)};
+      std::vector<Sequence> sequences;
+      for (const int64_t length : {1, 16, 37, 300}) sequences.push_back(random_sequence(random, setting, length));
+      const auto expected = run_alone(*backend_, setting, sequences);
+      for (const int threads : {1, 3}) {
+        const auto backend = test::cpu_backend(GetParam(), threads);
+        Sequence all;
+        std::vector<AttentionSpan> spans;
+        std::vector<float> together;
+        for (size_t i = 0; i < sequences.size(); ++i) {
+          const Sequence& one = sequences[i];
+          spans.push_back({.first_row = int32_t(all.length), .rows = int32_t(one.length)});
+          all.length += one.length;
+          all.q.insert(all.q.end(), one.q.begin(), one.q.end());
+          all.k.insert(all.k.end(), one.k.begin(), one.k.end());
+          all.v.insert(all.v.end(), one.v.begin(), one.v.end());
+          together.insert(together.end(), expected[i].begin(), expected[i].end());
+        }
+        const Shape shape{all.length, setting.width()};
+        std::vector<float> out(together.size(), kNan);
+        backend->run(Attention{.q = view_of(all.q, shape),
+                               .k = view_of(all.k, shape),
+                               .v = view_of(all.v, shape),
+                               .spans = spans,
+                               .heads = setting.heads,
+                               .scale = setting.scale(),
+                               .mask = mask,
+                               .out = view_of(out, shape)});
+        EXPECT_TRUE(same_bits(out, together)) << "head_dim " << head_dim << ", " << threads << " threads";
+      }
+    }
+}
+
 BALLAST_FOR_ALL_ISAS(AttentionOp);
 
 TEST_P(AttentionOp, MatchesF64AndTheScalarBits) {

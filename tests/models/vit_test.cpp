@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <map>
 
+#include "engine/nn/backward.h"
 #include "engine/runtime/runner.h"
 #include "models/registry.h"
 #include "tests/support/golden_tensors.h"
@@ -80,7 +82,66 @@ std::vector<std::string> variants() {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, VitVariant, testing::ValuesIn(variants()),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& test) { return test.param; });
+
+// Sums the gradients of biases.
+class BiasGradients final : public nn::Observer {
+ public:
+  std::map<std::string, std::vector<double>> sums;
+
+  void input(const nn::Linear&, const TensorView&) override {}
+  void gradient(const nn::Linear& layer, const TensorView&, const TensorView& dz) override {
+    std::vector<double>& sum = sums[layer.name];
+    sum.resize(size_t(dz.shape[1]));
+    for (int64_t t = 0; t < dz.shape[0]; ++t)
+      for (int64_t i = 0; i < dz.shape[1]; ++i) sum[size_t(i)] += double(dz.row(t)[i]);
+  }
+};
+
+TEST_P(VitVariant, GradientsAreThoseOfTheLoss) {
+  const Checkpoint checkpoint = Checkpoint::open(kGoldens / GetParam());
+  const auto backend = find_backend({.device = "cpu", .threads = 1});
+  const auto model = load_model(checkpoint, *backend);
+  const std::vector<float> pixels = GoldenTensors(kGoldens / GetParam() / "golden.safetensors").floats("pixels");
+  Batch batch;
+  batch.add_images(*model->facts().image, 2);
+  for (int64_t i = 0; i < 2; ++i)
+    fill_patches(*model->facts().image, pixels.data() + size_t(i) * pixels.size() / 3, batch.image(i));
+  const nn::BatchRows rows = batch.rows();
+  Workspace workspace(*backend);
+  const OutputView hidden = workspace.floats({rows.tokens(), model->facts().hidden});
+  model->embed({*backend, workspace, rows, {}}, hidden);
+  std::vector<nn::Block*> blocks;
+  for (int64_t i = 0; i < model->facts().layers; ++i) blocks.push_back(&model->block(i));
+  const auto loss = [&](nn::Observer* observer) {
+    return nn::back_propagate({*backend, workspace, rows, {}, observer},
+                              {*model, blocks, hidden, nn::likeliest_class_loss()});
+  };
+  BiasGradients gradients;
+  loss(&gradients);
+  std::vector<nn::Linear*> layers{&model->lm_head()};
+  for (const auto& branch : blocks.front()->branches) {
+    for (nn::Linear* layer : branch->expand()) layers.push_back(layer);
+    layers.push_back(&branch->contract());
+  }
+  for (nn::Linear* layer : layers) {
+    if (!layer->bias) continue;
+    ASSERT_TRUE(gradients.sums.count(layer->name)) << layer->name;
+    const std::vector<float> bias = layer->bias.to_floats();
+    constexpr float kStep = 1.0f / 128;
+    double up_and_down[2];
+    for (const int side : {0, 1}) {
+      std::vector<float> moved = bias;
+      moved[1] += side ? kStep : -kStep;
+      layer->bias = Tensor::from_floats(*backend, moved, {int64_t(moved.size())});
+      up_and_down[side] = loss(nullptr);
+    }
+    layer->bias = Tensor::from_floats(*backend, bias, {int64_t(bias.size())});
+    const double expected = (up_and_down[1] - up_and_down[0]) / (2 * double(kStep));
+    // A loss of order 1 in f32 is known to some 1e-6, and the third derivative adds a share of the step's square.
+    EXPECT_NEAR(gradients.sums[layer->name][1], expected, 2e-3 + 0.02 * std::fabs(expected)) << layer->name;
+  }
+}
 
 }  // namespace
 }  // namespace ballast
