@@ -97,6 +97,7 @@ struct BackendOptions {
   int threads = 0;              ///< CPU threads; 0: as many as this process may run on
   std::string isa = "auto";     ///< auto, scalar, avx2, avx512: for tests and comparisons
   ActivationMode activations = ActivationMode::exact;
+  bool pin = false;  ///< keep every thread on a processor of its own
 };
 
 /// Error when the device is not there or the instruction set is not supported.
