@@ -88,15 +88,13 @@ class Backend {
   }
 };
 
-/// How linear layers with affine weights see their input. exact: as integers of 24 bits for each token and group,
-/// an error like that of f32 sums. int8: as bytes, several times less arithmetic.
-enum class ActivationMode : uint8_t { exact, int8 };
-
 struct BackendOptions {
   std::string device = "auto";  ///< auto, cpu, cuda
   int threads = 0;              ///< CPU threads; 0: as many as this process may run on
   std::string isa = "auto";     ///< auto, scalar, avx2, avx512: for tests and comparisons
-  ActivationMode activations = ActivationMode::exact;
+  /// What linear layers with affine weights make of their input. f32: integers of 24 bits under one power of two
+  /// for each token and group, an error like that of f32 sums. int8: bytes, a third of the arithmetic.
+  std::string activations = "f32";
   bool pin = false;  ///< keep every thread on a processor of its own
 };
 

@@ -8,6 +8,7 @@
 #include "tools/bench_model.h"
 #include "tools/bench_quantizer.h"
 #include "tools/console.h"
+#include "tools/flags.h"
 #include "tools/loaded_model.h"
 #include "tools/random_model.h"
 #include "tools/subcommand.h"
@@ -19,7 +20,7 @@ namespace {
 struct BenchOptions {
   std::string model;
   RandomModel random;  ///< shape empty: not asked for
-  std::string save;
+  std::string save, activations = "f32";
   ModelBenchOptions tests;
   LinearBenchOptions linear;
   QuantizerBenchOptions quantizer;
@@ -110,7 +111,7 @@ void save(const BenchOptions& options, Backend& backend) {
 void bench(BenchOptions options, const GlobalOptions& global) {
   options.tests.repeat = options.repeat;
   check(options);
-  const auto backend = find_backend(global.backend);
+  const auto backend = find_backend(global.backend_with(options.activations));
   if (!options.save.empty()) return save(options, *backend);
   nlohmann::json object = {{"device", backend->description()},
                            {"version", version()},
@@ -188,6 +189,7 @@ Subcommand add_bench(CLI::App& root, const GlobalOptions& global) {
   list("--kernel-tokens", options->linear.tokens, "Tokens of a call");
   count("--kernel-size", options->quantizer.size, 128,
         "Width and height of the layer in --kernels quantizer");
+  add_activations_flag(*app, options->activations);
   app->add_flag("--json", options->json, "Print one JSON object instead of a Markdown table");
   app->add_flag("--csv", options->csv, "Print the tests of a model as comma-separated values");
   return {app, [options, &global] { bench(*options, global); }};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 
 #include "kernels/cpu/cpu_backend.h"
 
@@ -97,7 +98,8 @@ void CpuBackend::attend_in_parts(const Attention& op) {
   const int64_t head_dim = op.q.shape[1] / op.heads, part_floats = attention_part_floats(head_dim);
   int64_t total = 0;
   for (const AttentionSpan& span : op.spans) total += blocks_of(span) * op.heads;
-  float* const parts = blocks_.floats(total * part_floats);
+  // Doubled as the sequences grow, not widened at every new block.
+  float* const parts = blocks_.floats(int64_t(std::bit_ceil(uint64_t(total * part_floats))));
   std::atomic<int64_t> next{0};
   pool_.parallel(pool_.threads(), [&](int thread, int64_t, int64_t) {
     float* const scratch = thread_scratch(thread, attention_scratch_floats(head_dim));

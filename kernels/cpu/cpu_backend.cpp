@@ -116,8 +116,12 @@ void CpuBackend::parallel_for(int64_t count, void (*body)(void*, int64_t, int64_
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
   if (options.threads < 0 || options.threads > 1024)
     throw Error(str("--threads is ", options.threads, ", expected 1 to 1024, or 0 for all processors"));
+  if (options.activations != "f32" && options.activations != "int8")
+    throw Error(str("--activations is \"", options.activations, "\", expected f32 or int8"));
   const int threads = options.threads > 0 ? options.threads : usable_processors();
-  return std::make_unique<CpuBackend>(choose_kernels(options.isa), threads, options.activations, options.pin);
+  return std::make_unique<CpuBackend>(
+      choose_kernels(options.isa), threads,
+      options.activations == "int8" ? ActivationMode::int8 : ActivationMode::exact, options.pin);
 }
 
 std::string unsupported_isas() {

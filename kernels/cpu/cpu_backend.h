@@ -23,6 +23,9 @@ class ScratchBuffer {
   int64_t capacity_ = 0;
 };
 
+/// BackendOptions::activations.
+enum class ActivationMode : uint8_t { exact, int8 };
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations, bool pinned = false);

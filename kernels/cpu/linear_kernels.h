@@ -1,4 +1,5 @@
-// Linear layers, one instruction set (see simd.h).
+// Linear layers in floats, one instruction set (see simd.h): all encodings, but affine weights only for tokens that
+// are not finite (plane_kernels.h).
 //
 // Work partition: a thread owns whole tiles of 16 output rows. For each tile and each chunk of tokens, k
 // advances in blocks: the block's weights are decoded once into L1 as f32, then blocks of tokens run over it
