@@ -47,7 +47,7 @@ class Rotation {
   Rotation(Backend& backend, View view, const Source& source) : view_(view) {
     const int64_t bytes = backend.packed_bytes(view);
     std::vector<char> host(static_cast<size_t>(bytes));
-    for (int64_t held = 0; held == 0 || held < kRotatedBytes; held += bytes) {
+    for (int64_t held = 0; held == 0 || (held < kRotatedBytes && size() < kMostCopies); held += bytes) {
       copies_.emplace_back(backend, DType::u8, Shape{bytes});
       void* const blob = copies_.back().view().template as<void>();
       if (copies_.size() == 1) {
@@ -65,6 +65,9 @@ class Rotation {
   int64_t size() const { return int64_t(copies_.size()); }
 
  private:
+  static constexpr int64_t kMostCopies =
+      4096;  // of the smallest layers, which are no measure of memory anyway
+
   View view_;
   std::vector<Tensor> copies_;
   size_t at_ = 0;
