@@ -140,9 +140,9 @@ TEST_P(Decode, AllocatesNothingAndTakesNoLock) {
 INSTANTIATE_TEST_SUITE_P(, Decode,
                          testing::Values(Case{16, 2, "f32"}, Case{4, 1, "f32"}, Case{4, 2, "f32"},
                                          Case{3, 2, "int8"}, Case{2, 5, "f32"}),
-                         [](const auto& info) {
-                           return "bits" + std::to_string(info.param.bits) + "_" +
-                                  std::to_string(info.param.threads) + "_" + info.param.activations;
+                         [](const auto& test) {
+                           return "bits" + std::to_string(test.param.bits) + "_" +
+                                  std::to_string(test.param.threads) + "_" + test.param.activations;
                          });
 
 }  // namespace
