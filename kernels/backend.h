@@ -95,6 +95,7 @@ struct BackendOptions {
   /// What linear layers with affine weights make of their input. f32: integers of 24 bits under one power of two
   /// for each token and group, an error like that of f32 sums. int8: bytes, a third of the arithmetic.
   std::string activations = "f32";
+  bool pin = false;  ///< keep every thread on a processor of its own
 };
 
 /// Error when the device is not there or the instruction set is not supported.

@@ -82,8 +82,8 @@ float* ScratchBuffer::floats(int64_t count) {
   return data_;
 }
 
-CpuBackend::CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations)
-    : kernels_(kernels), activations_(activations), pool_(threads), scratch_(size_t(threads)) {}
+CpuBackend::CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations, bool pinned)
+    : kernels_(kernels), activations_(activations), pool_(threads, pinned), scratch_(size_t(threads)) {}
 
 std::string CpuBackend::description() const {
   return str("cpu, ", kernels_.name, ", ", pool_.threads(), pool_.threads() == 1 ? " thread" : " threads",
@@ -121,7 +121,7 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
   const int threads = options.threads > 0 ? options.threads : usable_processors();
   return std::make_unique<CpuBackend>(
       choose_kernels(options.isa), threads,
-      options.activations == "int8" ? ActivationMode::int8 : ActivationMode::exact);
+      options.activations == "int8" ? ActivationMode::int8 : ActivationMode::exact, options.pin);
 }
 
 std::string unsupported_isas() {

@@ -28,7 +28,7 @@ enum class ActivationMode : uint8_t { exact, int8 };
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations);
+  CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations, bool pinned = false);
 
   Device device() const override { return Device::cpu; }
   std::string description() const override;
@@ -89,6 +89,8 @@ class CpuBackend final : public Backend {
   void pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride, int64_t k_stride,
                    float sign, float* x_blocks);
   void attend_whole(const Attention& op);
+  /// Attention of single rows, each row's blocks of positions shared by the threads.
+  void attend_in_parts(const Attention& op);
   void mirror_lower(double* out, int64_t size);
   float* thread_scratch(int thread, int64_t floats) { return scratch_[size_t(thread)].floats(floats); }
 

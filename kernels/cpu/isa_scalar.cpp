@@ -4,6 +4,7 @@
 #include "kernels/cpu/factorize_kernels.h"
 #include "kernels/cpu/gradient_kernels.h"
 #include "kernels/cpu/half_rows_kernels.h"
+#include "kernels/cpu/layernorm_kernels.h"
 #include "kernels/cpu/plane_kernels.h"
 #include "kernels/cpu/plane_split.h"
 #include "kernels/cpu/round_columns_kernels.h"
@@ -22,6 +23,8 @@ const KernelTable& scalar_kernels() {
                                     .layernorm = layernorm,
                                     .append = append,
                                     .attend = attend,
+                                    .attend_part = attend_part,
+                                    .join_parts = join_parts,
                                     .float_strip = kStrip<float>,
                                     .double_strip = kStrip<double>,
                                     .update_f32 = update_f32,

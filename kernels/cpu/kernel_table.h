@@ -120,7 +120,7 @@ struct AttentionTask {
   bool causal;
   float* out;
   int64_t out_stride;
-  float* scratch;  ///< attention_scratch_floats(past + rows, head_dim)
+  float* scratch;  ///< attention_scratch_floats(head_dim)
 };
 
 /// out[i][j] −= Σ_r a[i][r] · b[r][j], i < rows, j < columns: one chain of fused multiply-adds per element, r
@@ -183,8 +183,12 @@ struct KernelTable {
                     float* y);
   /// Copies rows [0, task.rows) of k and v of one head into the cache pages.
   void (*append)(const AttentionTask& task, int64_t head);
-  /// Attends query rows [first, last) of one head.
+  /// Attends query rows [first, last) of one head, at most kRowsPerUnit.
   void (*attend)(const AttentionTask& task, int64_t head, int64_t first, int64_t last);
+  /// One block of positions for one row: largest score, sum of exponentials, sum of values, as join_parts reads them.
+  void (*attend_part)(const AttentionTask& task, int64_t head, int64_t row, int64_t block, float* part);
+  /// A row from the parts of its `count` blocks, attention_part_floats apart; changes the first one.
+  void (*join_parts)(const AttentionTask& task, int64_t head, int64_t row, int64_t count, float* parts);
   int64_t float_strip, double_strip;  ///< columns of UpdateTask::b that lie side by side
   void (*update_f32)(const UpdateTask<float>& task);
   void (*update_f64)(const UpdateTask<double>& task);
@@ -218,10 +222,19 @@ inline constexpr int64_t kSquare = 128;
 constexpr int64_t linear_scratch_floats() {
   return kMaxTilesAtOnce * kKBlock * kTileRows + kMaxTilesAtOnce * kTokenChunk * kTileRows;
 }
-/// Queries attended together share the loads of keys and values.
-inline constexpr int64_t kQueryBlock = 4;
-constexpr int64_t attention_scratch_floats(int64_t positions, int64_t head_dim) {
-  return kQueryBlock * ((positions + 15) / 16 * 16 + head_dim);
+/// Positions whose softmax and sums of values are made by themselves, then joined with those before them: part of what
+/// decides the bits of a result.
+inline constexpr int64_t kAttentionBlock = 128;
+/// Rows of one head that one unit of work attends: a multiple of kMostQueries, so many that keys and values are used
+/// often while they are in the first caches.
+inline constexpr int64_t kRowsPerUnit = 24;
+/// The most queries that share the loads of keys and values.
+inline constexpr int64_t kMostQueries = 12;
+constexpr int64_t attention_scratch_floats(int64_t head_dim) {
+  return 2 * kRowsPerUnit * head_dim + kMostQueries * (kAttentionBlock + head_dim);
+}
+constexpr int64_t attention_part_floats(int64_t head_dim) {
+  return head_dim + 2;
 }
 
 const KernelTable& scalar_kernels();

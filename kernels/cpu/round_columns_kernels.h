@@ -43,7 +43,7 @@ static inline F load_lanes(const float* p, int64_t count, float rest) {
   return load(lanes);
 }
 
-struct ColumnGrid {
+struct ColumnFacts {
   F scale, zero;
 };
 
@@ -51,7 +51,7 @@ struct ColumnGrid {
 // one by one. Columns of w hold −e once they are done. u: [width][kColumnGroup] of these columns.
 template <int COLUMNS>
 static void walk_group(const ColumnTask& task, int64_t first, const float* u, float* w, float* codes,
-                       ColumnGrid& facts) {
+                       ColumnFacts& facts) {
   F column[COLUMNS];
 #pragma GCC unroll 4
   for (int t = 0; t < COLUMNS; ++t) column[t] = load(w + (first + t) * kLanes);
@@ -84,7 +84,7 @@ static void round_columns(const ColumnTask& task) {
     for (int64_t i = 0; i < width; ++i) w[i * kLanes + row] = task.w[row * task.w_stride + i];
   for (int64_t row = rows; row < kLanes; ++row)
     for (int64_t i = 0; i < width; ++i) w[i * kLanes + row] = 0;
-  ColumnGrid facts{};
+  ColumnFacts facts{};
   for (int64_t first = 0; first < width; first += kColumnGroup) {
     const float* u = task.u + first * width;
     switch (width - first) {

@@ -1,7 +1,9 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
+#include <array>
 #include <chrono>
 #include <memory>
 #include <stdexcept>
@@ -56,6 +58,33 @@ TEST(ThreadPool, PartsNobodyBeganAreDoneByTheCaller) {
     });
     ASSERT_EQ(visits, std::vector<int>(32, 1)) << round;
   }
+}
+
+TEST(ThreadPool, PinsEachThreadToAProcessorAndLetsGo) {
+  cpu_set_t before, inside, after;
+  ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+  {
+    ThreadPool pool(1, true);
+    ASSERT_EQ(sched_getaffinity(0, sizeof inside, &inside), 0);
+    EXPECT_EQ(CPU_COUNT(&inside), 1);
+  }
+  ASSERT_EQ(sched_getaffinity(0, sizeof after, &after), 0);
+  EXPECT_TRUE(CPU_EQUAL(&before, &after));
+  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one processor";
+  {
+    ThreadPool pool(2, true);
+    std::atomic<int> arrived{0};
+    std::array<cpu_set_t, 2> sets;
+    pool.parallel(2, [&](int thread, int64_t, int64_t) {
+      ++arrived;
+      while (arrived != 2) std::this_thread::yield();  // so that nobody does both parts
+      EXPECT_EQ(sched_getaffinity(0, sizeof sets[0], &sets[size_t(thread)]), 0);
+    });
+    EXPECT_EQ(CPU_COUNT(&sets[0]), 1);
+    EXPECT_EQ(CPU_COUNT(&sets[1]), 1);
+    EXPECT_FALSE(CPU_EQUAL(&sets[0], &sets[1]));
+  }
+  EXPECT_THROW(ThreadPool(CPU_COUNT(&before) + 1, true), Error);
 }
 
 TEST(ThreadPool, NeedsAThread) {
