@@ -127,8 +127,12 @@ std::vector<size_t> allocate_widths(const std::vector<WidthProblem>& problems, d
   }
 }
 
+std::vector<WidthProblem> width_problems(const WidthJob& job) {
+  return WidthPlanner(job).problems();
+}
+
 std::map<std::string, int> choose_widths(const WidthJob& job) {
-  const std::vector<WidthProblem> problems = WidthPlanner(job).problems();
+  const std::vector<WidthProblem> problems = width_problems(job);
   const std::vector<size_t> chosen = allocate_widths(problems, job.recipe.target_bits);
   std::map<std::string, int> widths;
   for (size_t i = 0; i < problems.size(); ++i)

@@ -94,7 +94,7 @@ void apply_named(const QuantizeOptions& options, Recipe& recipe) {
   if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
   if (!given({"--damping"})) recipe.damping = named.damping;
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
-  if (!given({"--asymmetric"})) recipe.asymmetric = named.asymmetric;
+  if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
   const bool tunable = recipe.compensation == Compensation::channel || recipe.compensation == Compensation::joint;
   if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
@@ -474,6 +474,10 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       ->capture_default_str();
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
+  option("--gptaq", recipe.gptaq, "X",
+         "gptq: each column's feedback also makes up for what drift of the inputs makes of it, times X, 0 to 1 (GPTAQ; 1 "
+         "in its paper, 0.25 in its code), instead of --asymmetric")
+      ->capture_default_str();
   option("--damping", recipe.damping, "X",
          "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01");
   app->add_flag("--act-order,!--no-act-order", recipe.act_order, "Columns by descending input power; implies static groups");

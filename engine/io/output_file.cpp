@@ -76,8 +76,8 @@ void OutputFile::cut(uint64_t size) {
   size_ = size;
 }
 
-void OutputFile::finish() {
-  sync();
+void OutputFile::finish(bool durable) {
+  if (durable) sync();
   if (::close(std::exchange(file_, -1)) != 0) fail("close");
 }
 

@@ -28,8 +28,8 @@ class OutputFile {
   void sync() const;
   /// Gives up all bytes beyond `size`.
   void cut(uint64_t size);
-  /// sync and close.
-  void finish();
+  /// sync, unless not `durable`, and close.
+  void finish(bool durable = true);
 
   uint64_t size() const { return size_; }
 

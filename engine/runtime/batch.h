@@ -17,8 +17,8 @@ class Batch {
   void add_images(const nn::ImageFacts& facts, int64_t count);
   /// The values of image `index`, [patches, patch values], to be filled in; valid until more are added.
   std::span<float> image(int64_t index);
-  /// Asks for the logits of the row added last.
-  void want_logits() { logit_rows_.push_back(int32_t(positions_.size()) - 1); }
+  /// Asks for the logits of the row added last, or of one so many rows before it.
+  void want_logits(int64_t before_last = 0) { logit_rows_.push_back(int32_t(tokens() - 1 - before_last)); }
   void clear();
 
   bool empty() const { return positions_.empty(); }

@@ -1,9 +1,15 @@
 #include "engine/runtime/engine.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace ballast {
 namespace {
+
+// Rows whose logits are in memory together.
+constexpr int64_t kLogitRows = 64;
+// A pass with fewer rows costs little more than one with a single row.
+constexpr int64_t kManyRows = 16;
 
 // `wanted`, at most `available`; 0 means all of it.
 int64_t limited(int64_t wanted, int64_t available) {
@@ -20,7 +26,9 @@ Engine::Engine(Backend& backend, nn::Model& model, const EngineOptions& options)
       cache_(backend, model.facts(), model.facts().layers,
              options.cache_positions > 0 ? options.cache_positions : context_),
       scheduler_(cache_, context_, options.limits),
-      runner_(backend, model, cache_) {}
+      runner_(backend, model, cache_),
+      max_batch_tokens_(options.limits.max_batch_tokens),
+      pass_seconds_(options.pass_seconds) {}
 
 void Engine::add(std::shared_ptr<Sequence> sequence) {
   for (int32_t id : sequence->tokens)
@@ -30,27 +38,58 @@ void Engine::add(std::shared_ptr<Sequence> sequence) {
 }
 
 bool Engine::step() {
-  scheduler_.next(batch_);
+  scheduler_.next(batch_, prompt_rows());
   if (batch_.empty()) return false;
-  const TensorView logits = runner_.run(batch_);
-  const auto& sampled = scheduler_.sampled();
-  tokens_.assign(sampled.size(), {});
-  if (!sampled.empty()) {
-    const int64_t vocab = model_.facts().vocab;
-    logits_.resize(sampled.size() * size_t(vocab));
-    backend_.copy_to_host(logits_.data(), logits.data, logits.bytes());
-    backend_.parallel_for(int64_t(sampled.size()), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        Sequence& sequence = *sampled[size_t(i)];
-        const bool no_end = sequence.params.ignore_eos || sequence.generated() < sequence.params.min_tokens;
-        tokens_[size_t(i)] = sequence.sampler.sample(
-            std::span(logits_).subspan(size_t(i * vocab), size_t(vocab)), usable_vocab_,
-            no_end ? model_.facts().eos_id : -1, sequence.tokens, sequence.prompt_tokens);
-      }
-    });
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    run_batch();
+  } catch (...) {
+    scheduler_.fail();
+    throw;
+  }
+  if (batch_.tokens() >= kManyRows) {
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    const double now = seconds.count() / double(batch_.tokens());
+    row_seconds_ = row_seconds_ > 0 ? 0.75 * row_seconds_ + 0.25 * now : now;
   }
   scheduler_.commit(tokens_, model_.facts().eos_id);
   return true;
+}
+
+void Engine::run_batch() {
+  const TensorView hidden = runner_.hidden(batch_);
+  const int64_t count = int64_t(scheduler_.wanted().size()), vocab = model_.facts().vocab;
+  tokens_.assign(size_t(count), {});
+  for (int64_t first = 0; first < count; first += kLogitRows) {
+    const int64_t rows = std::min(kLogitRows, count - first);
+    const TensorView logits = runner_.logits(batch_, hidden, first, rows);
+    logits_.resize(size_t(rows * vocab));
+    backend_.copy_to_host(logits_.data(), logits.data, logits.bytes());
+    backend_.parallel_for(rows, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        answer(first + i, std::span(logits_).subspan(size_t(i * vocab), size_t(vocab)));
+    });
+  }
+}
+
+void Engine::answer(int64_t index, std::span<const float> logits) {
+  const LogitRequest& request = scheduler_.wanted()[size_t(index)];
+  Sequence& sequence = *request.sequence;
+  if (!request.sampled()) {
+    tokens_[size_t(index)] = score(logits.first(size_t(usable_vocab_)),
+                                   sequence.tokens[size_t(request.token)], sequence.params.prompt_logprobs);
+    return;
+  }
+  const bool no_end = sequence.params.ignore_eos || sequence.generated() < sequence.params.min_tokens;
+  tokens_[size_t(index)] = sequence.sampler.sample(logits, usable_vocab_, no_end ? model_.facts().eos_id : -1,
+                                                   sequence.tokens, sequence.prompt_tokens);
+}
+
+int64_t Engine::prompt_rows() const {
+  if (pass_seconds_ <= 0 || row_seconds_ <= 0) return max_batch_tokens_;
+  const double rows = pass_seconds_ / row_seconds_;
+  return std::clamp(int64_t(std::min(rows, double(max_batch_tokens_))),
+                    std::min(kManyRows, max_batch_tokens_), max_batch_tokens_);
 }
 
 }  // namespace ballast

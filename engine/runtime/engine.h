@@ -12,6 +12,8 @@ struct EngineOptions {
   int64_t context = 0;          ///< longest sequence, in positions; 0: the model's
   int64_t cache_positions = 0;  ///< of all running sequences together; 0: one context's worth
   int64_t usable_vocab = 0;     ///< ids from here on have no text and are never sampled; 0: all rows
+  /// What a pass may take about while sequences decode: prompts get no more rows than that. 0: no limit.
+  double pass_seconds = 0;
 };
 
 class Engine {
@@ -20,7 +22,8 @@ class Engine {
   Engine(Backend& backend, nn::Model& model, const EngineOptions& options);
 
   void add(std::shared_ptr<Sequence> sequence);
-  /// One pass over the next batch; false when there was nothing to do. Not thread-safe.
+  /// One pass over the next batch; false when there was nothing to do. Not thread-safe. After an exception the
+  /// sequences of the batch have failed and the others go on with the next step.
   bool step();
   /// Steps until every sequence is finished.
   void run() {
@@ -30,9 +33,13 @@ class Engine {
 
   const Scheduler& scheduler() const { return scheduler_; }
   int64_t context() const { return context_; }
-  int64_t cache_bytes() const { return cache_.bytes(); }
+  const KvCache& cache() const { return cache_; }
 
  private:
+  void run_batch();
+  void answer(int64_t index, std::span<const float> logits);
+  int64_t prompt_rows() const;
+
   Backend& backend_;
   nn::Model& model_;
   int64_t usable_vocab_;
@@ -43,6 +50,9 @@ class Engine {
   Batch batch_;
   std::vector<float> logits_;
   std::vector<SampledToken> tokens_;
+  int64_t max_batch_tokens_;
+  double pass_seconds_;
+  double row_seconds_ = 0;  ///< of a pass with many rows, lately
 };
 
 }  // namespace ballast

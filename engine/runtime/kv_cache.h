@@ -1,11 +1,15 @@
 // Paged key/value cache: a pool of pages of 16 positions, shared by all sequences; one page number covers all
-// layers.
+// layers. Full pages can be shared between sequences that begin with the same tokens, and stay findable after
+// their sequences are gone until the room is needed.
 #pragma once
 
 #include <cstdint>
+#include <list>
+#include <span>
 #include <vector>
 
 #include "engine/nn/model.h"
+#include "engine/runtime/prefix_index.h"
 
 namespace ballast {
 
@@ -19,9 +23,20 @@ class KvCache {
 
   /// Grows `table` to hold `positions` positions; false, and no change, when the pool has too few free pages.
   bool reserve(PageTable& table, int64_t positions);
+  /// The table no longer needs its pages.
   void release(PageTable& table);
 
-  int64_t free_pages() const { return int64_t(free_.size()); }
+  /// Fills an empty table with the findable pages that the beginning of `tokens` has; returns the positions
+  /// they hold.
+  int64_t share(PageTable& table, uint64_t salt, std::span<const int32_t> tokens);
+  /// Positions that share() would return; takes nothing.
+  int64_t shareable(uint64_t salt, std::span<const int32_t> tokens) const;
+  /// Makes pages [first, last) of a table, computed in full, findable under `tokens`, the sequence's from its
+  /// beginning. A page that is findable already takes the place of the table's own.
+  void publish(PageTable& table, uint64_t salt, std::span<const int32_t> tokens, int64_t first, int64_t last);
+
+  /// Pages that no table needs, findable or not.
+  int64_t free_pages() const { return int64_t(free_.size()) + int64_t(kept_.size()); }
   int64_t pages() const { return pages_; }
   int64_t bytes() const;
   /// One view per layer, [pages, 2, heads, head_dim · 16].
@@ -30,10 +45,23 @@ class KvCache {
   static int64_t pages_for(int64_t positions) { return (positions + kPagePositions - 1) / kPagePositions; }
 
  private:
+  struct Page {
+    int32_t users = 0;                  ///< tables it is in
+    std::list<int32_t>::iterator kept;  ///< its place in kept_, when it is findable and has no users
+  };
+  int32_t take();
+  void use(int32_t page);
+  void drop(int32_t page);
+
   int64_t pages_;
   std::vector<Tensor> storage_;
   std::vector<OutputView> views_;
+  std::vector<Page> states_;
   std::vector<int32_t> free_;
+  PrefixIndex index_;
+  /// Findable pages without users, the next to be given up first. A page comes after those that follow it in a
+  /// text, for tables are released from their end, so none is given up before what builds on it.
+  std::list<int32_t> kept_;
 };
 
 }  // namespace ballast

@@ -29,6 +29,15 @@ TensorView Runner::logits(const TensorView& hidden_rows, const TensorView& posit
   return out;
 }
 
+TensorView Runner::logits(const Batch& batch, const TensorView& hidden, int64_t first, int64_t count) {
+  const auto rows = std::span(batch.logit_rows()).subspan(size_t(first), size_t(count));
+  const OutputView picked = sized(backend_, picked_, count, model_.facts().hidden);
+  backend_.run(GatherRows{.x = hidden, .rows = {rows.data(), DType::i32, {count}}, .y = picked});
+  picked_positions_.clear();
+  for (const int32_t row : rows) picked_positions_.push_back(batch.rows().positions.as<int32_t>()[row]);
+  return logits(picked, {picked_positions_.data(), DType::i32, {count}});
+}
+
 TensorView Runner::run(const Batch& batch) {
   const TensorView all = hidden(batch);
   if (model_.facts().image) {
@@ -38,14 +47,8 @@ TensorView Runner::run(const Batch& batch) {
     model_.head(context(images), all, out);
     return out;
   }
-  const auto& wanted = batch.logit_rows();
-  if (wanted.empty()) return {};
-  const Shape rows{int64_t(wanted.size())};
-  const OutputView picked = sized(backend_, picked_, rows[0], model_.facts().hidden);
-  backend_.run(GatherRows{.x = all, .rows = {wanted.data(), DType::i32, rows}, .y = picked});
-  picked_positions_.clear();
-  for (const int32_t row : wanted) picked_positions_.push_back(batch.rows().positions.as<int32_t>()[row]);
-  return logits(picked, {picked_positions_.data(), DType::i32, rows});
+  const int64_t count = int64_t(batch.logit_rows().size());
+  return count == 0 ? TensorView{} : logits(batch, all, 0, count);
 }
 
 }  // namespace ballast

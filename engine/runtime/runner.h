@@ -20,8 +20,10 @@ class Runner {
   /// Logits f32 [rows, vocab] of rows of what `hidden` returned, at `positions` i32 [rows]; valid until the
   /// next call.
   TensorView logits(const TensorView& hidden_rows, const TensorView& positions);
-  /// Logits of the batch's logit_rows, f32 [rows, vocab], or of its images, f32 [images, vocab]; valid until the next
-  /// call.
+  /// Logits of the batch's logit_rows [first, first + count), f32 [count, vocab], from what `hidden` returned;
+  /// valid until the next call.
+  TensorView logits(const Batch& batch, const TensorView& hidden, int64_t first, int64_t count);
+  /// Logits of all the batch's logit_rows, or of its images, f32 [images, vocab]; valid until the next call.
   TensorView run(const Batch& batch);
 
   int64_t workspace_bytes() const { return workspace_.bytes(); }

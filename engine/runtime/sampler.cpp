@@ -48,6 +48,19 @@ void SamplingParams::check() const {
   }
 }
 
+SampledToken score(std::span<const float> logits, int32_t id, int count) {
+  const double total = log_sum_exp(logits);
+  SampledToken token{.id = id, .logprob = float(logits[size_t(id)] - total)};
+  std::vector<std::pair<float, int32_t>> order;
+  for (int32_t other = 0; other < int32_t(logits.size()); ++other)
+    order.emplace_back(logits[size_t(other)], other);
+  const auto end = order.begin() + std::min(std::ptrdiff_t(order.size()), std::ptrdiff_t(count));
+  std::partial_sort(order.begin(), end, order.end(), likelier);
+  for (auto best = order.begin(); best != end; ++best)
+    token.top.emplace_back(best->second, float(best->first - total));
+  return token;
+}
+
 SampledToken Sampler::sample(std::span<const float> logits, int64_t usable, int32_t banned,
                              std::span<const int32_t> tokens, int64_t prompt) {
   CHECK(usable > 0 && usable <= int64_t(logits.size()));
@@ -71,17 +84,8 @@ SampledToken Sampler::sample(std::span<const float> logits, int64_t usable, int3
     if (id < usable) scored_[size_t(id)].first += float(bias);
   if (banned >= 0 && banned < usable) scored_[size_t(banned)].first = -INFINITY;
 
-  SampledToken token{.id = choose()};
-  if (params_.logprobs >= 0) {
-    const double total = log_sum_exp(logits);
-    token.logprob = float(logits[size_t(token.id)] - total);
-    std::vector<std::pair<float, int32_t>> order;
-    for (int32_t id = 0; id < int32_t(usable); ++id) order.emplace_back(logits[size_t(id)], id);
-    const size_t count = std::min(order.size(), size_t(params_.logprobs));
-    std::partial_sort(order.begin(), order.begin() + std::ptrdiff_t(count), order.end(), likelier);
-    for (size_t i = 0; i < count; ++i) token.top.emplace_back(order[i].second, float(order[i].first - total));
-  }
-  return token;
+  const int32_t id = choose();
+  return params_.logprobs >= 0 ? score(logits, id, params_.logprobs) : SampledToken{.id = id};
 }
 
 double Sampler::weight(float logit, float top) const {

@@ -37,6 +37,10 @@ struct SampledToken {
       top;  ///< likeliest tokens of the unmodified distribution, best first
 };
 
+/// Log-probability of token `id` and the `count` likeliest tokens, of the distribution over `logits`. Ties go to
+/// the lower id; the chosen token's value and its value among the likeliest are the same float.
+SampledToken score(std::span<const float> logits, int32_t id, int count);
+
 class Sampler {
  public:
   explicit Sampler(const SamplingParams& params) : params_(params), random_(params.seed) {}

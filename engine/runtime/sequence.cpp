@@ -12,6 +12,8 @@ const char* name_of(FinishReason reason) {
       return "length";
     case FinishReason::cancelled:
       return "cancelled";
+    case FinishReason::failed:
+      return "failed";
   }
   return "?";
 }
@@ -21,6 +23,8 @@ void GenerationParams::check() const {
   if (max_tokens < 0) throw Error(str("max_tokens is ", max_tokens, ", expected 0 or more"));
   if (min_tokens < 0 || min_tokens > max_tokens)
     throw Error(str("min_tokens is ", min_tokens, ", expected 0 to max_tokens, ", max_tokens));
+  if (prompt_logprobs < -1 || prompt_logprobs > kMaxLogprobs)
+    throw Error(str("prompt_logprobs is ", prompt_logprobs, ", expected 0 to ", kMaxLogprobs));
 }
 
 Sequence::Sequence(std::vector<int32_t> prompt, GenerationParams generation, OnToken callback)

@@ -119,7 +119,7 @@ TEST_F(Vision, QuantizedFoldersAreReadBack) {
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     const Outcome run = ballast(arguments);
     ASSERT_EQ(run.code, 0) << flags[0] << " " << flags[1] << ": " << run.err;
-    EXPECT_EQ(run.json()["samples"], 4);
+    EXPECT_EQ(run.json()["calibration"]["samples"], 4);
     const Outcome measured = ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--json"});
     EXPECT_EQ(measured.code, 0) << measured.err;
     EXPECT_TRUE(std::isfinite(measured.json()["nll"].get<double>()));

@@ -38,12 +38,19 @@ struct Outcome {
 class EngineTest : public testing::TestWithParam<const char*> {
  protected:
   std::vector<Outcome> generate(const std::vector<Request>& list, const EngineOptions& options,
-                                int threads = 1) {
+                                int threads = 1, int rounds = 1) {
     const auto backend = find_backend({.device = "cpu", .threads = threads});
     const Checkpoint checkpoint =
         Checkpoint::open(BALLAST_SOURCE_DIR "/tests/golden/opt/" + std::string(GetParam()));
     const auto model = load_model(checkpoint, *backend);
     Engine engine(*backend, *model, options);
+    std::vector<Outcome> outcomes;
+    for (int round = 0; round < rounds; ++round) outcomes = run(engine, list);
+    counters_ = engine.scheduler().counters();
+    return outcomes;
+  }
+
+  std::vector<Outcome> run(Engine& engine, const std::vector<Request>& list) {
     std::vector<Outcome> outcomes(list.size());
     std::vector<std::shared_ptr<Sequence>> sequences;
     for (size_t i = 0; i < list.size(); ++i) {
@@ -64,6 +71,8 @@ class EngineTest : public testing::TestWithParam<const char*> {
     for (const Request& request : list) outcomes.push_back(generate({request}, {}).front());
     return outcomes;
   }
+
+  SchedulerCounters counters_;  ///< of the last generate()
 };
 
 TEST_P(EngineTest, ABatchGivesWhatEachSequenceGivesAlone) {
@@ -83,6 +92,40 @@ TEST_P(EngineTest, ChunksOfThePromptDoNotMatter) {
 TEST_P(EngineTest, NeitherThreadsNorASmallCacheMatter) {
   const auto expected = alone(requests());
   EXPECT_EQ(generate(requests(), {.cache_positions = 80}, 3), expected);
+}
+
+TEST_P(EngineTest, GivingWayDoesNotMatter) {
+  auto list = requests();
+  for (Request& request : list) request.params.max_tokens = 30;
+  const auto expected = alone(list);
+  EXPECT_EQ(generate(list, {.cache_positions = 96}), expected);
+  EXPECT_GT(counters_.preemptions, 0) << "the test would show nothing";
+}
+
+TEST_P(EngineTest, PagesThatWereThereDoNotMatter) {
+  const auto expected = alone(requests());
+  EXPECT_EQ(generate(requests(), {.cache_positions = 12 * 64}, 1, 2), expected);
+  EXPECT_GT(counters_.shared_tokens, 0) << "the test would show nothing";
+}
+
+TEST_P(EngineTest, ScoresOfAPromptAreThoseItsTokensHadWhenGenerated) {
+  auto list = requests();
+  for (Request& request : list) request.params.sampling.temperature = 0;
+  const auto generated = alone(list);
+  for (size_t i = 0; i < list.size(); ++i) {
+    Request& request = list[i];
+    const size_t start = request.prompt.size();
+    request.prompt = generated[i].tokens;
+    request.params.max_tokens = 0;
+    request.params.prompt_logprobs = 0;
+    for (const int64_t rows : {512, 9}) {
+      const Outcome scored = generate({request}, {.limits = {.max_batch_tokens = rows}}).front();
+      ASSERT_EQ(scored.logprobs.size(), request.prompt.size() - 1);
+      const std::vector<float> tail(scored.logprobs.begin() + std::ptrdiff_t(start - 1),
+                                    scored.logprobs.end());
+      EXPECT_EQ(tail, generated[i].logprobs) << i;
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(, EngineTest, testing::Values("plain", "post_norm_350m"));

@@ -1,6 +1,8 @@
 // The scheduler alone: no model runs, tokens are made up.
 #include "engine/runtime/scheduler.h"
 
+#include <numeric>
+
 #include "tests/support/backends.h"
 #include "tests/support/expect_error.h"
 
@@ -20,8 +22,11 @@ class SchedulerTest : public testing::Test {
   std::shared_ptr<Sequence> add(int64_t prompt, int64_t max_tokens, Sequence::OnToken on_token = {}) {
     GenerationParams params;
     params.max_tokens = max_tokens;
-    auto sequence =
-        std::make_shared<Sequence>(std::vector<int32_t>(size_t(prompt), 5), params, std::move(on_token));
+    return add(std::vector<int32_t>(size_t(prompt), next_token_++), params, std::move(on_token));
+  }
+  std::shared_ptr<Sequence> add(std::vector<int32_t> prompt, const GenerationParams& params,
+                                Sequence::OnToken on_token = {}) {
+    auto sequence = std::make_shared<Sequence>(std::move(prompt), params, std::move(on_token));
     scheduler_->add(sequence);
     return sequence;
   }
@@ -30,9 +35,9 @@ class SchedulerTest : public testing::Test {
   int64_t pass(int32_t token = 7) {
     scheduler_->next(batch_);
     const int64_t rows = batch_.tokens();
-    EXPECT_EQ(batch_.logit_rows().size(), scheduler_->sampled().size());
+    EXPECT_EQ(batch_.logit_rows().size(), scheduler_->wanted().size());
     if (rows > 0)
-      scheduler_->commit(std::vector<SampledToken>(scheduler_->sampled().size(), {.id = token}), kEnd);
+      scheduler_->commit(std::vector<SampledToken>(scheduler_->wanted().size(), {.id = token}), kEnd);
     return rows;
   }
 
@@ -40,7 +45,14 @@ class SchedulerTest : public testing::Test {
   std::optional<KvCache> cache_;
   std::optional<Scheduler> scheduler_;
   Batch batch_;
+  int32_t next_token_ = 10;  ///< prompts differ, unless a test says otherwise
 };
+
+std::vector<int32_t> counting(int64_t count, int32_t first = 100) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
 
 TEST_F(SchedulerTest, PromptThenOneTokenAPassUntilTheLimit) {
   create(64, {});
@@ -160,6 +172,137 @@ TEST_F(SchedulerTest, WhatCanNeverFitIsRefused) {
 TEST_F(SchedulerTest, NoTokensAskedForNoneGiven) {
   create(32, {});
   EXPECT_EQ(add(3, 0)->finish, FinishReason::length);
+  EXPECT_TRUE(scheduler_->idle());
+}
+
+TEST_F(SchedulerTest, WhenTheCacheRunsOutTheLastToStartGivesWay) {
+  create(64, {});  // four pages
+  const auto first = add(16, 40), second = add(16, 40);
+  pass();
+  EXPECT_EQ(scheduler_->running(), 2) << "two pages each";
+  int64_t passes = 1;
+  for (; scheduler_->running() == 2; ++passes) pass();
+  EXPECT_EQ(scheduler_->counters().preemptions, 1);
+  EXPECT_EQ(second->computed, 0);
+  EXPECT_EQ(second->generated(), first->generated() - 1) << "it keeps what it has generated";
+  while (pass() > 0) {
+  }
+  EXPECT_EQ(first->generated(), 40);
+  EXPECT_EQ(second->generated(), 40);
+  EXPECT_EQ(cache_->free_pages(), cache_->pages());
+}
+
+TEST_F(SchedulerTest, PagesOfAnEarlierPromptAreSharedUpToTheLastToken) {
+  create(640, {});
+  GenerationParams params;
+  params.max_tokens = 1;
+  add(counting(40), params);
+  EXPECT_EQ(pass(), 40);
+  add(counting(40), params);
+  EXPECT_EQ(pass(), 8) << "two full pages are there";
+  add(counting(32), params);
+  EXPECT_EQ(pass(), 16) << "the last token's logits are wanted, so its page is computed";
+  EXPECT_EQ(scheduler_->counters().shared_tokens, 48);
+  EXPECT_EQ(cache_->free_pages(), cache_->pages());
+}
+
+TEST_F(SchedulerTest, SharingNeedsEqualSaltAndPermissionAndNoScores) {
+  create(640, {});
+  GenerationParams params;
+  params.max_tokens = 1;
+  add(counting(40), params);
+  pass();
+  for (const int what : {0, 1, 2}) {
+    GenerationParams other = params;
+    if (what == 0) other.prefix_salt = 1;
+    if (what == 1) other.share_prefix = false;
+    if (what == 2) other.prompt_logprobs = 0;
+    add(counting(40), other);
+    EXPECT_EQ(pass(), 40) << what;
+  }
+}
+
+TEST_F(SchedulerTest, SharedPagesAreGivenUpWhenRoomIsNeededLastPageFirst) {
+  create(64, {});  // four pages
+  GenerationParams params;
+  params.max_tokens = 1;
+  add(counting(48), params);
+  pass();  // leaves three findable pages
+  add(counting(20, 500), params);
+  pass();  // takes the free one and the last of the three
+  add(counting(48), params);
+  EXPECT_EQ(pass(), 16) << "two were kept, one is computed anew";
+}
+
+TEST_F(SchedulerTest, FollowersWaitUntilTheirLeaderHasComputedThePrompt) {
+  create(640, {.max_batch_tokens = 32}, 128);
+  GenerationParams params;
+  params.max_tokens = 4;
+  const auto leader = add(counting(70), params);
+  const auto follower = std::make_shared<Sequence>(counting(70), params, Sequence::OnToken{});
+  follower->leader = leader;
+  scheduler_->add(follower);
+  EXPECT_EQ(pass(), 32);
+  EXPECT_EQ(pass(), 32);
+  EXPECT_EQ(scheduler_->running(), 1);
+  EXPECT_EQ(pass(), 12) << "four pages of 16 are there: each has six tokens left";
+  EXPECT_EQ(follower->shared, 64);
+}
+
+TEST_F(SchedulerTest, OwnersTakeTurns) {
+  create(1280, {.max_sequences = 2});
+  const auto sequence = [&](uint64_t owner) {
+    const auto made = add(3, 30);
+    made->owner = owner;
+    return made;
+  };
+  const auto greedy = sequence(1), greedy_too = sequence(1), modest = sequence(2);
+  pass();
+  EXPECT_GT(greedy->computed, 0);
+  EXPECT_EQ(greedy_too->computed, 0);
+  EXPECT_GT(modest->computed, 0);
+}
+
+TEST_F(SchedulerTest, PromptsShareTheBatchEvenlyAndGetLessWhileOthersDecode) {
+  create(1280, {.max_batch_tokens = 30});
+  const auto small = add(5, 9), big = add(50, 9), bigger = add(60, 9);
+  pass();
+  EXPECT_EQ(small->computed, 5);
+  EXPECT_EQ(big->computed, 13);
+  EXPECT_EQ(bigger->computed, 12);
+  scheduler_->next(batch_, 10);
+  EXPECT_EQ(batch_.tokens(), 11);
+  scheduler_->fail();
+  EXPECT_EQ(big->finish, FinishReason::failed);
+  EXPECT_TRUE(scheduler_->idle());
+  EXPECT_EQ(cache_->free_pages(), cache_->pages());
+}
+
+TEST_F(SchedulerTest, ScoresEveryPromptTokenButTheFirstOnce) {
+  create(640, {.max_batch_tokens = 7});
+  GenerationParams params;
+  params.max_tokens = 2;
+  params.prompt_logprobs = 0;
+  int64_t calls = 0;
+  const auto sequence =
+      add(counting(20), params, [&](const Sequence&, const SampledToken&) { return ++calls, true; });
+  std::vector<size_t> rows;
+  while (pass() > 0) rows.push_back(batch_.logit_rows().size());
+  EXPECT_EQ(rows, (std::vector<size_t>{7, 7, 6, 1})) << "the last row of the prompt samples";
+  EXPECT_EQ(calls, 19 + 2);
+  EXPECT_EQ(sequence->generated(), 2);
+}
+
+TEST_F(SchedulerTest, WithoutTokensToGenerateThePromptIsScoredAndDone) {
+  create(64, {});
+  GenerationParams params;
+  params.max_tokens = 0;
+  params.prompt_logprobs = 0;
+  const auto sequence = add(counting(64), params);
+  EXPECT_EQ(pass(), 63) << "nothing follows the last token";
+  EXPECT_EQ(sequence->finish, FinishReason::length);
+  EXPECT_EQ(sequence->scored, 64);
+  EXPECT_EQ(add(counting(1), params)->finish, FinishReason::length);
   EXPECT_TRUE(scheduler_->idle());
 }
 
