@@ -80,7 +80,8 @@ TEST(RandomModel, HeadsHaveAWidthOfTheirOwn) {
     const std::string model = (folder / name).string();
     EXPECT_EQ(save(model, std::move(more)).code, 0);
     EXPECT_EQ(ballast({"generate", "-m", model, "-p", "ab", "-n", "2"}).code, 0);
-    for (const auto& linear : ballast({"inspect", model, "--json"}).json()["linears"])
+    const nlohmann::json facts = ballast({"inspect", model, "--json"}).json();
+    for (const auto& linear : facts["linears"])
       if (linear["name"] == "model.decoder.embed_tokens") return linear["encoding"].get<std::string>();
     return std::string();
   };
