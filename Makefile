@@ -14,7 +14,7 @@ help:
 	@echo "make demo    install what is missing, build, quantize the bundled model and compare (a few minutes)"
 	@echo "make test    the same set-up, then the everyday tests"
 	@echo "make check   tests under sanitizers and long fuzzing, too"
-	@echo "make results accuracy of every form of compensation, written to RESULTS.md (about 20 minutes)"
+	@echo "make results accuracy of methods, widths and compensation, written to RESULTS.md (an hour and a half)"
 	@echo "make bench   speed of OPT's shapes, written to bench/ and compared with the committed figures (about 20 minutes)"
 	@echo "make format  clang-format over the sources        make lint  clang-tidy and the layout check"
 
@@ -56,10 +56,10 @@ check: test check-deps
 	cmake --preset cpu-fuzz && cmake --build --preset cpu-fuzz -j $(JOBS)
 	tests/fuzz/run.sh build/cpu-fuzz 1000000
 
-# make results SHARED=DIR: the folder with the reference texts (see tools/results.py).
+# make results SHARED=DIR [ONLY=REGEX]: the folder with the reference texts, the rows to measure (see tools/results.py).
 results: build
 	@test -n "$(SHARED)" || { echo "make results needs SHARED=DIR, the folder with the reference texts"; exit 2; }
-	python3 tools/results.py $(BALLAST) models/demo $(SHARED) RESULTS.md
+	python3 tools/results.py $(BALLAST) models/demo $(SHARED) $(if $(ONLY),'$(ONLY)')
 
 bench: build
 	python3 tools/bench_all.py $(BALLAST) bench

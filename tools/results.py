@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures methods, widths and compensation on the bundled model: rows to bench/results.json, tables to RESULTS.md.
 
-usage: results.py BALLAST MODEL SHARED [ONLY]      (make results calls it; about an hour on two idle cores)
+usage: results.py BALLAST MODEL SHARED [ONLY]      (make results calls it; about an hour and a half on two idle cores)
 
 SHARED holds `wikitext-2-raw/wiki.test.raw`, `ptb/ptb.test.txt` and `calibration/{c4,wiki}.utf8`. ONLY, a regular expression, measures
 the rows whose "table/name" it finds and keeps what is known of the others.
