@@ -11,6 +11,7 @@
 
 #include "engine/runtime/runner.h"
 #include "tools/bench_kernels.h"
+#include "tools/bench_serve.h"
 #include "tools/console.h"
 #include "tools/loaded_model.h"
 #include "tools/random_model.h"
@@ -25,6 +26,7 @@ struct BenchOptions {
   RandomModel random;  ///< shape empty: not asked for
   std::string save;
   KernelBenchOptions kernel_options;
+  ServeBenchOptions serve;
   int64_t prompt = 512, generate = 64, repeat = 5;
   bool kernels = false, force = false, json = false;
 };
@@ -209,6 +211,7 @@ void save(const BenchOptions& options) {
 }
 
 void bench(const BenchOptions& options, const GlobalOptions& global) {
+  if (!options.serve.url.empty()) return bench_serve(options.serve, options.json);
   check(options);
   if (!options.save.empty()) return save(options);
   const auto backend = find_backend(global.backend);
@@ -266,6 +269,7 @@ Subcommand add_bench(CLI::App& root, const GlobalOptions& global) {
   app->add_flag("--kernels", options->kernels,
                 "Rates of the quantizer's heavy steps beside oneDNN's SGEMM (libdnnl), with --repeat rounds");
   count("--kernel-size", options->kernel_options.size, 128, "Width and height of the layer in --kernels");
+  add_serve_bench_flags(*app, options->serve);
   app->add_flag("--json", options->json, "Print one JSON object instead of a Markdown table");
   return {app, [options, &global] { bench(*options, global); }};
 }

@@ -14,8 +14,8 @@
 namespace ballast {
 namespace {
 
-constexpr std::array kSubcommands = {add_generate, add_perplexity, add_quantize, add_export,
-                                     add_report,   add_inspect,    add_bench};
+constexpr std::array kSubcommands = {add_generate, add_perplexity, add_serve,   add_quantize,
+                                     add_export,   add_report,     add_inspect, add_bench};
 
 void set_up_log(const GlobalOptions& global) {
   const bool color = !global.no_color && std::getenv("NO_COLOR") == nullptr;

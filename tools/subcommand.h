@@ -31,6 +31,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global);
 Subcommand add_export(CLI::App& root, const GlobalOptions& global);
 Subcommand add_report(CLI::App& root, const GlobalOptions& global);
 Subcommand add_inspect(CLI::App& root, const GlobalOptions& global);
+Subcommand add_serve(CLI::App& root, const GlobalOptions& global);
 Subcommand add_bench(CLI::App& root, const GlobalOptions& global);
 
 }  // namespace ballast
