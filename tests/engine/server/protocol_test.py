@@ -229,7 +229,9 @@ class Leaving(ServerTest):
         self.assertEqual(together, [alone] * 10)
 
     def test_half_close_ends_a_request(self):
-        with self.start(max_tokens=60, n=60) as connection:
+        with self.start(max_tokens=60, n=100) as connection:
+            while self.server.metric("requests_running") == 0:
+                pass
             connection.socket.shutdown(socket.SHUT_WR)
             self.assertTrue(connection.closed())
         self.server.wait_idle()

@@ -192,7 +192,8 @@ class Server:
             self.model.mkdir()
             write_model(self.model)
         self.log = open(self.folder / "log", "w+b")
-        command = [BINARY, "serve", "-m", str(self.model), "--port", "0", "--threads", "1", *map(str, arguments)]
+        port = [] if "--port" in arguments else ["--port", "0"]
+        command = [BINARY, "serve", "-m", str(self.model), *port, "--threads", "1", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log,
                                         env={**os.environ, **(environment or {})})
         self.address = self.wait_for_address()
