@@ -6,7 +6,7 @@ BALLAST := $(BUILD)/ballast
 JOBS ?= $(shell nproc)
 
 PACKAGES := g++ cmake ninja-build pkg-config python3 nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev \
-  libboost-dev libpcre2-dev libsentencepiece-dev libdnnl-dev libgtest-dev
+  libboost-dev libpcre2-dev libsentencepiece-dev libdnnl-dev libjpeg-dev libpng-dev libgtest-dev
 CHECK_PACKAGES := clang libclang-rt-dev clang-tidy clang-format
 
 .PHONY: help build deps check-deps demo test check results bench format lint clean
@@ -15,7 +15,7 @@ help:
 	@echo "make test    the same set-up, then the everyday tests"
 	@echo "make check   tests under sanitizers and long fuzzing, too"
 	@echo "make results accuracy of every form of compensation, written to RESULTS.md (about 20 minutes)"
-	@echo "make bench   speed of the bundled model, written to bench/"
+	@echo "make bench   speed of OPT's shapes, written to bench/ and compared with the committed figures (about 20 minutes)"
 	@echo "make format  clang-format over the sources        make lint  clang-tidy and the layout check"
 
 # Installs only what is missing, and says so first.
@@ -62,8 +62,8 @@ results: build
 	python3 tools/results.py $(BALLAST) models/demo $(SHARED) RESULTS.md
 
 bench: build
-	mkdir -p bench
-	$(BALLAST) bench -m models/demo | tee bench/demo.md
+	python3 tools/bench_all.py $(BALLAST) bench
+	-python3 tools/bench_compare.py bench/cpu.json
 
 format: check-deps
 	git ls-files '*.h' '*.cpp' '*.cu' | xargs clang-format -i

@@ -2,6 +2,7 @@
 
 #include "engine/io/json.h"
 #include "models/opt.h"
+#include "models/vit.h"
 
 namespace ballast {
 namespace {
@@ -13,13 +14,18 @@ struct Row {
 
 constexpr Row kArchitectures[] = {
     {"opt", build_opt},
+    {"vit", build_vit},
+    {"deit", build_vit},
 };
 
 }  // namespace
 
 std::unique_ptr<nn::Model> load_model(const Checkpoint& checkpoint, Backend& backend) {
   const std::string file = (checkpoint.folder() / "config.json").string();
-  const std::string type = json_string(checkpoint.config(), "model_type", file);
+  // timm's files name an architecture of the ViT family and no type.
+  const bool timm = json_find(checkpoint.config(), "architecture", file) != nullptr;
+  const std::string type = timm ? json_string(checkpoint.config(), "model_type", file, "vit")
+                                : json_string(checkpoint.config(), "model_type", file);
   std::string known;
   for (const Row& row : kArchitectures) {
     if (type == row.model_type) {

@@ -19,9 +19,33 @@ Weight WeightLoader::weight_from(const std::string& name, int64_t rows, int64_t 
   return weight;
 }
 
-Tensor WeightLoader::vector(const std::string& tensor, int64_t size) const {
-  checkpoint_.weight(tensor, {size});
-  return Tensor::from_floats(backend_, checkpoint_.floats(checkpoint_.require(tensor)), {size});
+Weight WeightLoader::reshaped(const std::string& tensor, const Shape& stored, int64_t rows,
+                              int64_t columns) const {
+  const TensorView view = checkpoint_.weight(tensor, stored);
+  CHECK(stored.elements() == rows * columns);
+  return Weight::dense(backend_, {view.data, view.dtype, {rows, columns}});
+}
+
+std::vector<float> WeightLoader::floats(const std::string& tensor, const Shape& shape) const {
+  checkpoint_.weight(tensor, shape);
+  return checkpoint_.floats(checkpoint_.require(tensor));
+}
+
+Tensor WeightLoader::tensor(const std::string& name, const Shape& shape) const {
+  return from_floats(floats(name, shape), shape);
+}
+
+nn::Linear WeightLoader::linear_part(const std::string& name, const std::string& fused, int64_t rows,
+                                     int64_t first, int64_t out_features, int64_t in_features) const {
+  nn::Linear layer;
+  layer.name = name;
+  layer.weight = Weight::dense(
+      backend_, checkpoint_.weight(fused + ".weight", {rows, in_features}).rows(first, out_features));
+  if (!has(fused + ".bias")) return layer;
+  const std::vector<float> bias = floats(fused + ".bias", {rows});
+  layer.bias = Tensor::from_floats(
+      backend_, std::span(bias).subspan(size_t(first), size_t(out_features)), {out_features});
+  return layer;
 }
 
 nn::Linear WeightLoader::linear(const std::string& name, int64_t out_features, int64_t in_features,
@@ -31,9 +55,9 @@ nn::Linear WeightLoader::linear(const std::string& name, int64_t out_features, i
   layer.weight = weight(name, out_features, in_features);
   // Quantized folders of bias-free models carry a bias everywhere, so look rather than trust the flag alone.
   if (biased || has(name + ".bias")) {
-    layer.bias = vector(name + ".bias", out_features);
+    layer.bias = tensor(name + ".bias", {out_features});
   } else if (has(name + kCompensationSuffix)) {
-    layer.bias = vector(name + kCompensationSuffix, out_features);
+    layer.bias = tensor(name + kCompensationSuffix, {out_features});
   }
   if (const StoredTensor* table = checkpoint_.find(name + kPositionCompensationSuffix)) {
     if (table->shape.size() != 2)
@@ -49,8 +73,8 @@ nn::Linear WeightLoader::linear(const std::string& name, int64_t out_features, i
 nn::LayerNorm WeightLoader::layernorm(const std::string& name, int64_t hidden, bool affine) const {
   nn::LayerNorm norm;
   if (!affine) return norm;
-  norm.weight = vector(name + ".weight", hidden);
-  norm.bias = vector(name + ".bias", hidden);
+  norm.weight = tensor(name + ".weight", {hidden});
+  norm.bias = tensor(name + ".bias", {hidden});
   return norm;
 }
 

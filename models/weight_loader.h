@@ -1,6 +1,7 @@
 // Layers from a checkpoint's tensors by their Hugging Face names, float or quantized.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "engine/io/checkpoint.h"
@@ -24,6 +25,21 @@ class WeightLoader {
   Weight weight(const std::string& name, int64_t rows, int64_t columns) const;
   /// Rows [first, rows) of `name`.weight.
   Weight weight_from(const std::string& name, int64_t rows, int64_t columns, int64_t first) const;
+  /// Tensor `tensor` of shape `stored`, seen as a matrix [rows, columns] of the same elements.
+  Weight reshaped(const std::string& tensor, const Shape& stored, int64_t rows, int64_t columns) const;
+  /// Tensor `tensor` as f32 values; Error unless it has this shape.
+  std::vector<float> floats(const std::string& tensor, const Shape& shape) const;
+  /// The same on the backend.
+  Tensor tensor(const std::string& name, const Shape& shape) const;
+  Tensor from_floats(std::span<const float> values, const Shape& shape) const {
+    return Tensor::from_floats(backend_, values, shape);
+  }
+  Weight dense(std::span<const float> values, int64_t rows, int64_t columns) const {
+    return Weight::dense(backend_, {values.data(), DType::f32, {rows, columns}});
+  }
+  /// Linear layer `name`, stored as the rows [first, first + out_features) of the linear layer `fused` of `rows` rows.
+  nn::Linear linear_part(const std::string& name, const std::string& fused, int64_t rows, int64_t first,
+                         int64_t out_features, int64_t in_features) const;
   /// A linear layer; with `biased` its bias must be there. Compensation tensors are picked up where they
   /// exist.
   nn::Linear linear(const std::string& name, int64_t out_features, int64_t in_features, bool biased) const;
@@ -31,8 +47,6 @@ class WeightLoader {
   nn::LayerNorm layernorm(const std::string& name, int64_t hidden, bool affine) const;
 
  private:
-  Tensor vector(const std::string& tensor, int64_t size) const;
-
   const Checkpoint& checkpoint_;
   Backend& backend_;
 };

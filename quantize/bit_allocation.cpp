@@ -15,10 +15,7 @@ constexpr int64_t kSamples = 32;  // sensitivities need less data than codes
 
 class WidthPlanner {
  public:
-  explicit WidthPlanner(const WidthJob& job) : job_(job), tokens_(job.tokens) {
-    tokens_.samples = std::min(tokens_.samples, kSamples);
-    tokens_.ids.resize(size_t(tokens_.samples * tokens_.length));
-  }
+  explicit WidthPlanner(const WidthJob& job) : job_(job), tokens_(job.tokens.first(kSamples)) {}
 
   std::vector<WidthProblem> problems();
 
@@ -130,8 +127,12 @@ std::vector<size_t> allocate_widths(const std::vector<WidthProblem>& problems, d
   }
 }
 
+std::vector<WidthProblem> width_problems(const WidthJob& job) {
+  return WidthPlanner(job).problems();
+}
+
 std::map<std::string, int> choose_widths(const WidthJob& job) {
-  const std::vector<WidthProblem> problems = WidthPlanner(job).problems();
+  const std::vector<WidthProblem> problems = width_problems(job);
   const std::vector<size_t> chosen = allocate_widths(problems, job.recipe.target_bits);
   std::map<std::string, int> widths;
   for (size_t i = 0; i < problems.size(); ++i)

@@ -45,6 +45,9 @@ struct WidthJob {
   std::function<void(int64_t done, int64_t all)> progress = [](int64_t, int64_t) {};
 };
 
+/// What every width would cost, for all modules but those that an override leaves in float. Pinned modules have one choice.
+std::vector<WidthProblem> width_problems(const WidthJob& job);
+
 /// Width by module name, the head's under its own; modules left in float by an override are not listed.
 std::map<std::string, int> choose_widths(const WidthJob& job);
 

@@ -11,6 +11,7 @@ int64_t samples_per_part(int64_t samples, int64_t length) {
 }
 
 int64_t positions_per_part(const CalibrationTokens& tokens) {
+  if (tokens.images) return 0;
   return samples_per_part(tokens.samples, tokens.length) * KvCache::pages_for(tokens.length) * kPagePositions;
 }
 
@@ -37,6 +38,7 @@ void StoredRows::load(Backend& backend, int64_t first, const OutputView& x) cons
 
 HiddenStream::HiddenStream(Backend& backend, nn::Model& model, const CalibrationTokens& tokens)
     : backend_(backend),
+      facts_(model.facts()),
       tokens_(tokens),
       samples_per_part_(samples_per_part(tokens.samples, tokens.length)),
       workspace_(backend),
@@ -56,16 +58,27 @@ int64_t HiddenStream::parts() const {
   return (tokens_.samples + samples_per_part_ - 1) / samples_per_part_;
 }
 
-void HiddenStream::walk_part(int64_t index, const std::function<void(const Part&)>& body, bool load) {
-  const int64_t first = index * samples_per_part_;
-  const int64_t count = std::min(samples_per_part_, tokens_.samples - first);
+// Only the embedding reads patches.
+Batch HiddenStream::batch_of(int64_t first, int64_t count, std::vector<PageTable>& pages, bool with_patches) {
   Batch batch;
-  std::vector<PageTable> pages(static_cast<size_t>(count));
+  if (tokens_.images) {
+    batch.add_images(*facts_.image, count);
+    for (int64_t i = 0; with_patches && i < count; ++i) tokens_.images.write(first + i, batch.image(i));
+    return batch;
+  }
   for (int64_t i = 0; i < count; ++i) {
     CHECK(cache_.reserve(pages[size_t(i)], tokens_.length));
     batch.add(std::span(tokens_.ids).subspan(size_t((first + i) * tokens_.length), size_t(tokens_.length)), 0,
               pages[size_t(i)]);
   }
+  return batch;
+}
+
+void HiddenStream::walk_part(int64_t index, const std::function<void(const Part&)>& body, bool load) {
+  const int64_t first = index * samples_per_part_;
+  const int64_t count = std::min(samples_per_part_, tokens_.samples - first);
+  std::vector<PageTable> pages(static_cast<size_t>(count));
+  const Batch batch = batch_of(first, count, pages, !load);
   const nn::BatchRows rows = batch.rows();
   const nn::ForwardContext context{backend_, workspace_, rows, cache_views_};
   Workspace::Scope scope(workspace_);

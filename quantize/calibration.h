@@ -61,12 +61,15 @@ class HiddenStream {
  private:
   void walk_part(int64_t index, const std::function<void(const Part&)>& body, bool load);
 
+  Batch batch_of(int64_t first, int64_t count, std::vector<PageTable>& pages, bool with_patches);
+
   Backend& backend_;
+  const nn::ModelFacts& facts_;
   const CalibrationTokens& tokens_;
   int64_t samples_per_part_;
   Workspace workspace_;
   StoredRows hidden_;                    ///< [samples · length, hidden]
-  KvCache cache_;                        ///< one layer's worth, written anew by every part
+  KvCache cache_;                        ///< one layer's worth, written anew by every part; images need none
   std::vector<OutputView> cache_views_;  ///< that one, under every layer's index
 };
 

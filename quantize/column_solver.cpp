@@ -8,6 +8,8 @@ namespace ballast {
 namespace {
 
 constexpr int64_t kBlockColumns = 128;
+// Columns behind these wait for all their errors together: the weights cross memory that much less often.
+constexpr int64_t kOuterColumns = 512;
 constexpr double kLargestDamping = 10;
 
 bool natural(const std::vector<int32_t>& order) {
@@ -48,21 +50,31 @@ void reorder(Backend& backend, const InverseFactor& factor, std::vector<float>& 
   });
 }
 
-// Blocks end where groups begin, so that a group's grid sees every error fed back so far.
-int64_t end_of_block(const ColumnProblem& problem, int64_t start, int64_t size) {
-  const int64_t stop = std::min(size, start + kBlockColumns);
+// Where a block of up to `width` columns ends: where a group begins, so that a group's grid sees every error fed
+// back so far.
+int64_t end_of_block(const ColumnProblem& problem, int64_t start, int64_t size, int64_t width) {
+  const int64_t stop = std::min(size, start + width);
   if (!problem.dynamic_groups) return stop;
-  if (problem.group_size > kBlockColumns)
+  if (problem.group_size > width)
     return std::min(stop, (start / problem.group_size + 1) * problem.group_size);
   return stop < size ? stop - stop % problem.group_size : stop;
 }
 
 }  // namespace
 
-void InverseFactor::rows(int64_t first, int64_t count, float* out) const {
-  for (int64_t i = first; i < first + count; ++i)
-    for (int64_t j = first; j < size; ++j)
-      *out++ = j < i ? 0 : u_.empty() ? float(shared_[size_t(i * size + j)]) : u_[size_t(i * size + j)];
+void InverseFactor::row(int64_t i, int64_t first, float* out) const {
+  const size_t at = size_t(i * size);
+  for (int64_t j = first; j < i; ++j) *out++ = 0;
+  for (int64_t j = std::max(i, first); j < size; ++j)
+    *out++ = u_.empty() ? float(shared_[at + size_t(j)]) : u_[at + size_t(j)];
+}
+
+InverseFactor InverseFactor::with(std::vector<float> u) const {
+  CHECK(int64_t(u.size()) == size * size);
+  InverseFactor other;
+  other.size = size, other.order = order, other.dead = dead, other.damping = damping;
+  other.u_ = std::move(u);
+  return other;
 }
 
 void InverseFactor::give_back(Backend& backend, Curvature& curvature) {
@@ -74,6 +86,11 @@ void InverseFactor::give_back(Backend& backend, Curvature& curvature) {
   });
   mirror_below(backend, shared_, size);
   for (int64_t i = 0; i < size; ++i) shared_[size_t(i * size + i)] = curvature_diagonal_[size_t(i)];
+  if (!natural(order)) {
+    std::vector<int32_t> back(order.size());
+    for (size_t i = 0; i < order.size(); ++i) back[size_t(order[i])] = int32_t(i);
+    permute_both(backend, shared_, back);
+  }
   curvature.h = std::move(shared_);
   shared_.clear();
   holds_curvature_ = false;
@@ -92,22 +109,15 @@ InverseFactor factorize(Backend& backend, Curvature&& curvature, const FactorOpt
   if (options.act_order)
     std::stable_sort(factor.order.begin(), factor.order.end(),
                      [&](int32_t a, int32_t b) { return diagonal[size_t(a)] > diagonal[size_t(b)]; });
-  factor.holds_curvature_ = natural(factor.order);
   std::vector<double>& u = factor.shared_;
-  if (factor.holds_curvature_) {
-    for (int64_t i = 0; i < n; ++i) factor.curvature_diagonal_.push_back(curvature.h[size_t(i * n + i)]);
-    u = std::move(curvature.h);
-    curvature.h.clear();
-  } else {
-    u.resize(size_t(n * n));
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < i; ++j)
-        u[size_t(i * n + j)] =
-            curvature.h[size_t(int64_t(factor.order[size_t(i)]) * n + factor.order[size_t(j)])];
-  }
+  u = std::move(curvature.h);
+  curvature.h.clear();
+  factor.holds_curvature_ = true;
+  if (!natural(factor.order)) permute_both(backend, u, factor.order);
+  for (int64_t i = 0; i < n; ++i) factor.curvature_diagonal_.push_back(u[size_t(i * n + i)]);
   for (factor.damping = options.damping;; factor.damping *= 10) {
     // H is symmetric to begin with; a failed attempt leaves U's part undefined.
-    if (!factor.holds_curvature_ || factor.damping != options.damping) mirror_below(backend, u, n);
+    if (factor.damping != options.damping) mirror_below(backend, u, n);
     for (int64_t i = 0; i < n; ++i)
       u[size_t(i * n + i)] = diagonal[size_t(factor.order[size_t(i)])] + factor.damping * trace / double(n);
     if (backend.run(FactorizeInverse{.h = u.data(), .size = n})) return factor;
@@ -152,23 +162,35 @@ void solve_columns(Backend& backend, const InverseFactor& factor, ColumnProblem 
   CHECK(!problem.dynamic_groups || natural(factor.order), "dynamic groups need the natural column order");
   std::vector<float>& work = problem.weight;
   reorder(backend, factor, work);
-  std::vector<float> u(size_t(std::min(n, kBlockColumns) * n));
-  for (int64_t start = 0; start < n;) {
-    const int64_t stop = end_of_block(problem, start, n), width = stop - start;
-    factor.rows(start, width, u.data());
-    const ColumnBlock block{.start = start,
-                            .stop = stop,
-                            .work = {work.data(), DType::f32, {rows, n}},
-                            .u = {u.data(), DType::f32, {width, n - start}},
-                            .factor = factor,
-                            .group_size = problem.group_size,
-                            .dynamic_groups = problem.dynamic_groups};
-    rounder.walk(backend, block);
-    if (stop < n)
-      backend.run(RankUpdate{.e = block.columns(start, stop),
-                             .u = block.factors(start, stop, stop, n),
-                             .w = block.columns(stop, n)});
-    start = stop;
+  std::vector<float> u(size_t(std::min(n, kOuterColumns) * n));
+  for (int64_t outer = 0; outer < n;) {
+    const int64_t outer_stop = end_of_block(problem, outer, n, kOuterColumns);
+    backend.parallel_for(outer_stop - outer, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) factor.row(outer + i, outer, u.data() + i * (n - outer));
+    });
+    const auto feed_back = [&](const ColumnBlock& block, int64_t first, int64_t last, int64_t end) {
+      if (last < end)
+        backend.run(RankUpdate{.e = block.columns(first, last),
+                               .u = block.factors(first, last, last, end),
+                               .w = block.columns(last, end)});
+    };
+    ColumnBlock block{.start = outer,
+                      .stop = outer_stop,
+                      .work = {work.data(), DType::f32, {rows, n}},
+                      .u = {u.data(), DType::f32, {outer_stop - outer, n - outer}},
+                      .factor = factor,
+                      .group_size = problem.group_size,
+                      .dynamic_groups = problem.dynamic_groups};
+    const ColumnBlock all = block;
+    while (block.start < outer_stop) {
+      block.stop = std::min(outer_stop, end_of_block(problem, block.start, n, kBlockColumns));
+      block.u = all.factors(block.start, block.stop, block.start, n);
+      rounder.walk(backend, block);
+      feed_back(all, block.start, block.stop, outer_stop);
+      block.start = block.stop;
+    }
+    feed_back(all, outer, outer_stop, n);
+    outer = outer_stop;
   }
 }
 

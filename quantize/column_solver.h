@@ -30,13 +30,20 @@ class InverseFactor {
   double damping = 0;          ///< the share of mean(diag H) that was needed
 
   /// out: f32 [count, size − first], the rows from `first` on of U, from column `first` on.
-  void rows(int64_t first, int64_t count, float* out) const;
+  void rows(int64_t first, int64_t count, float* out) const {
+    for (int64_t i = 0; i < count; ++i) row(first + i, first, out + i * (size - first));
+  }
+  /// out: f32 [size − first], row i of U from column `first` on.
+  void row(int64_t i, int64_t first, float* out) const;
   double diagonal(int64_t i) const {
     return u_.empty() ? shared_[size_t(i * size + i)] : double(u_[size_t(i * size + i)]);
   }
-  /// H, while this factor lives in H's own matrix: U takes the diagonal and what is above it, H keeps the rest.
+  /// H in solver order, while this factor lives in H's own matrix: U takes the diagonal and what is above it, H
+  /// keeps the rest.
   bool holds_curvature() const { return holds_curvature_; }
   SymmetricView curvature() const { return {shared_.data(), curvature_diagonal_.data(), 1, size}; }
+  /// The same order and dead columns with another matrix: f32 [size, size], of which what is above the diagonal is read.
+  InverseFactor with(std::vector<float> u) const;
   /// Gives H back, whole, to the Curvature it came from, and keeps U as f32 in memory of its own.
   void give_back(Backend& backend, Curvature& curvature);
 
@@ -44,14 +51,14 @@ class InverseFactor {
   friend InverseFactor factorize(Backend&, Curvature&&, const FactorOptions&, const std::string&);
 
   std::vector<double> shared_;              ///< [size, size]; U on and above the diagonal
-  std::vector<double> curvature_diagonal_;  ///< of H
+  std::vector<double> curvature_diagonal_;  ///< of H, in solver order
   bool holds_curvature_ = false;
   std::vector<float> u_;  ///< [size, size], once H was given back
 };
 
 /// Dead columns get 1 on the diagonal; when H is not positive definite the damping is raised tenfold, up to
-/// 10; then Error naming `layer`. Error as well when a moment is not finite. In the natural column order
-/// curvature.h is moved out: it becomes the factor's matrix.
+/// 10; then Error naming `layer`. Error as well when a moment is not finite. curvature.h is moved out: it becomes
+/// the factor's matrix.
 InverseFactor factorize(Backend& backend, Curvature&& curvature, const FactorOptions& options,
                         const std::string& layer);
 

@@ -27,15 +27,22 @@ Curvature activation_curvature(Statistics&& statistics, bool centred) {
 }
 
 // Twice the part below the diagonal plus the diagonal stands for the whole: half the products.
-double quadratic_form(Backend& backend, const SymmetricView& matrix, std::span<const float> a) {
+double quadratic_form(Backend& backend, const SymmetricView& matrix, std::span<const float> a,
+                      std::span<const int32_t> order) {
   const int64_t n = matrix.size, all_rows = int64_t(a.size()) / n;
   CHECK(int64_t(a.size()) == all_rows * n);
   std::vector<float> panel(size_t(std::min(kPanel, n) * n));
   std::vector<float> product(size_t(std::min(kRowsAtOnce, all_rows) * n));
+  std::vector<float> ordered(order.empty() ? 0 : product.size());
   double sum = 0;
   for (int64_t row = 0; row < all_rows; row += kRowsAtOnce) {
     const int64_t rows = std::min(kRowsAtOnce, all_rows - row);
-    const float* const part = a.data() + row * n;
+    const float* part = a.data() + row * n;
+    if (!order.empty()) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < n; ++i) ordered[size_t(r * n + i)] = part[r * n + order[size_t(i)]];
+      part = ordered.data();
+    }
     std::fill(product.begin(), product.end(), 0.0f);
     for (int64_t first = 0; first < n; first += kPanel) {
       const int64_t count = std::min(kPanel, n - first), columns = first + count;
@@ -71,6 +78,32 @@ double squared_norm(Backend& backend, std::span<const float> a, const std::vecto
   double norm = 0;
   for (const double value : products) norm += value * value;
   return norm;
+}
+
+void permute_both(Backend& backend, std::vector<double>& matrix, std::span<const int32_t> order) {
+  const int64_t n = int64_t(order.size());
+  CHECK(int64_t(matrix.size()) == n * n);
+  const auto row = [&](int64_t i) { return matrix.begin() + i * n; };
+  std::vector<double> first(static_cast<size_t>(n));
+  std::vector<uint8_t> done(static_cast<size_t>(n));
+  for (int64_t start = 0; start < n; ++start) {  // rows move along the cycles of the permutation
+    if (done[size_t(start)]) continue;
+    std::copy_n(row(start), n, first.begin());
+    int64_t at = start;
+    for (; order[size_t(at)] != start; at = order[size_t(at)]) {
+      std::copy_n(row(order[size_t(at)]), n, row(at));
+      done[size_t(at)] = 1;
+    }
+    std::copy_n(first.begin(), n, row(at));
+    done[size_t(at)] = 1;
+  }
+  backend.parallel_for(n, [&](int64_t begin, int64_t end) {
+    std::vector<double> copy(static_cast<size_t>(n));
+    for (int64_t i = begin; i < end; ++i) {
+      std::copy_n(row(i), n, copy.begin());
+      for (int64_t j = 0; j < n; ++j) row(i)[j] = copy[size_t(order[size_t(j)])];
+    }
+  });
 }
 
 void mirror_below(Backend& backend, std::vector<double>& matrix, int64_t size) {

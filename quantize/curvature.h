@@ -39,11 +39,15 @@ inline SymmetricView symmetric_view(const std::vector<double>& matrix, int64_t s
 /// target − Q, f32 [out_features, in_features]
 std::vector<float> weight_error(Backend& backend, std::span<const float> target, const QuantizedMatrix& quantized);
 
-/// tr(A·M·Aᵀ) for A f32 [rows, size]; products in f32, summed in f64.
-double quadratic_form(Backend& backend, const SymmetricView& matrix, std::span<const float> a);
+/// tr(A·M·Aᵀ) for A f32 [rows, size]; products in f32, summed in f64. Row i of M belongs to column order[i] of A,
+/// where an order is given.
+double quadratic_form(Backend& backend, const SymmetricView& matrix, std::span<const float> a,
+                      std::span<const int32_t> order = {});
 /// ‖A·v‖² in f64
 double squared_norm(Backend& backend, std::span<const float> a, const std::vector<double>& v);
 
+/// In place, element (i, j) becomes (order[i], order[j]).
+void permute_both(Backend& backend, std::vector<double>& matrix, std::span<const int32_t> order);
 /// Elements above the diagonal from those below.
 void mirror_below(Backend& backend, std::vector<double>& matrix, int64_t size);
 

@@ -1,17 +1,30 @@
 #include "quantize/data.h"
 
 #include <algorithm>
+#include <bit>
 #include <random>
 
 #include "engine/runtime/engine.h"
 
 namespace ballast {
 
+CalibrationTokens CalibrationTokens::first(int64_t count) const {
+  CalibrationTokens part{std::min(samples, count), length, {}, source, images};
+  if (!images) part.ids.assign(ids.begin(), ids.begin() + std::ptrdiff_t(part.samples * length));
+  return part;
+}
+
 uint64_t CalibrationTokens::hash() const {
   uint64_t hash = 0xcbf29ce484222325u;
-  for (int32_t id : ids)
-    for (int shift = 0; shift < 32; shift += 8)
-      hash = (hash ^ (uint32_t(id) >> shift & 0xFFu)) * 0x100000001b3u;
+  const auto add = [&hash](uint32_t word) {
+    for (int shift = 0; shift < 32; shift += 8) hash = (hash ^ (word >> shift & 0xFFu)) * 0x100000001b3u;
+  };
+  for (const int32_t id : ids) add(uint32_t(id));
+  std::vector<float> values(size_t(images.values));
+  for (int64_t i = 0; images && i < samples; ++i) {
+    images.write(i, values);
+    for (const float value : values) add(std::bit_cast<uint32_t>(value));
+  }
   return hash;
 }
 
@@ -22,7 +35,7 @@ CalibrationTokens calibration_from_text(const std::string& text, const std::stri
   if (int64_t(all.size()) < length)
     throw Error(str(source, ": has ", all.size(), " tokens, one calibration sample needs ", length));
   std::mt19937_64 random(seed);
-  CalibrationTokens tokens{samples, length, {}, source};
+  CalibrationTokens tokens{samples, length, {}, source, {}};
   tokens.ids.reserve(size_t(samples * length));
   const uint64_t starts = uint64_t(all.size()) - uint64_t(length) + 1;
   for (int64_t i = 0; i < samples; ++i) {
@@ -59,7 +72,7 @@ CalibrationTokens calibration_from_model(Backend& backend, nn::Model& model, int
     engine.add(sequences.back());
   }
   while (engine.step()) progress(done, samples * (length - 1));
-  CalibrationTokens tokens{samples, length, {}, "self"};
+  CalibrationTokens tokens{samples, length, {}, "self", {}};
   for (const auto& sequence : sequences)
     tokens.ids.insert(tokens.ids.end(), sequence->tokens.begin(), sequence->tokens.end());
   CHECK(int64_t(tokens.ids.size()) == samples * length);

@@ -1,7 +1,8 @@
-// Calibration tokens: windows of a text, or text that the float model writes itself.
+// Calibration tokens: windows of a text, text that the float model writes itself, or images.
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,13 +11,25 @@
 
 namespace ballast {
 
+/// Images, prepared for the model: each is a sample of as many tokens as the model makes of it.
+struct CalibrationImages {
+  int64_t values = 0;  ///< of one image's patches; 0: there are none
+  /// Fills the values of one image, as nn::BatchRows wants them.
+  std::function<void(int64_t sample, std::span<float> patches)> write;
+
+  explicit operator bool() const { return values > 0; }
+};
+
 struct CalibrationTokens {
   int64_t samples = 0;
   int64_t length = 0;
-  std::vector<int32_t> ids;  ///< [samples, length]
+  std::vector<int32_t> ids;  ///< [samples, length]; empty with images
   std::string source;        ///< "self", or the file's name
+  CalibrationImages images;  ///< not kept in a journal: they are read again
 
-  /// 64-bit FNV-1a of the ids: two runs with the same hash saw the same data.
+  /// The first samples, at most so many.
+  CalibrationTokens first(int64_t count) const;
+  /// 64-bit FNV-1a of the ids or image values: two runs with the same hash saw the same data.
   uint64_t hash() const;
 };
 

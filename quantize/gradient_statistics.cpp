@@ -162,8 +162,9 @@ GradientStatistics gather_gradients(const GradientRequest& request) {
     const nn::ForwardContext& plain = part.context;
     observer.spans(plain.batch.spans);
     loss += nn::back_propagate({plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
-                               {model, blocks, part.hidden, nn::next_token_loss()});
-    for (const AttentionSpan& span : plain.batch.spans) predicted += span.rows - 1;
+                               {model, blocks, part.hidden,
+                                model.facts().image ? nn::likeliest_class_loss() : nn::next_token_loss()});
+    for (const AttentionSpan& span : plain.batch.spans) predicted += model.facts().image ? 1 : span.rows - 1;
   });
   return {loss / double(std::max<int64_t>(1, predicted)), std::move(observer.layers)};
 }

@@ -72,7 +72,8 @@ struct GradientStatistics {
   const LayerGradients* find(const std::string& name) const;
 };
 
-/// One pass over all samples of the stream. The loss is the sum of −log p(next token) of each sample.
+/// One pass over all samples of the stream. The loss is the sum of −log p(next token) of each sample, or of an image's
+/// −log p(likeliest class).
 GradientStatistics gather_gradients(const GradientRequest& request);
 
 }  // namespace ballast

@@ -18,6 +18,10 @@ class LayerInput {
   LayerInput(Backend& backend, Curvature curvature, const FactorOptions& options, std::string layer)
       : backend_(backend), curvature_(std::move(curvature)), options_(options), layer_(std::move(layer)) {}
 
+  /// For a method that factors what it is given: with `factor` in place of one of the curvature, which is left out.
+  LayerInput(Backend& backend, InverseFactor factor, const FactorOptions& options, std::string layer)
+      : backend_(backend), options_(options), layer_(std::move(layer)), factor_(std::move(factor)) {}
+
   const Curvature& curvature() {
     if (factor_ && factor_->holds_curvature()) factor_->give_back(backend_, curvature_);
     return curvature_;
@@ -29,10 +33,9 @@ class LayerInput {
   }
   /// E‖Ax‖² for A f32 [rows, size], where the curvature is that of activations.
   double output_power(std::span<const float> a) const {
-    const SymmetricView view = factor_ && factor_->holds_curvature()
-                                   ? factor_->curvature()
-                                   : symmetric_view(curvature_.h, curvature_.size);
-    const double spread = quadratic_form(backend_, view, a);
+    const bool held = factor_ && factor_->holds_curvature();
+    const double spread = held ? quadratic_form(backend_, factor_->curvature(), a, factor_->order)
+                               : quadratic_form(backend_, symmetric_view(curvature_.h, curvature_.size), a);
     return curvature_.mean.empty() ? spread : spread + squared_norm(backend_, a, curvature_.mean);
   }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "engine/io/quantized.h"
 #include "quantize/calibration.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
@@ -11,27 +12,23 @@ namespace {
 
 constexpr uint64_t kProgramBytes = uint64_t(32) << 20;  // code, tokenizer and small change
 
-bool keeps_reference(const Recipe& recipe) {
-  return recipe.correct_drift || recipe.asymmetric;
-}
-
 // Hidden states as binary16, and what one pass over a part of them needs: hidden states, their norm, and q, k,
-// v and the attention's output or fc1's; keys and values; the same packed for the products.
+// v and the attention's output or fc1's; keys and values (with a quarter for the workspace's growth); the same
+// packed for the products.
 uint64_t stream_bytes(const nn::ModelFacts& facts, const Recipe& recipe, int64_t samples, int64_t length) {
-  const uint64_t streams = keeps_reference(recipe) ? 2 : 1;
+  const uint64_t streams = recipe.keeps_reference() ? 2 : 1;
   const uint64_t hidden = uint64_t(facts.hidden), widest = uint64_t(std::max(facts.ffn, 4 * facts.hidden));
   const uint64_t tokens = uint64_t(samples * length), rows = uint64_t(calibration_part_rows(samples, length));
   const uint64_t kept = streams == 1 && !recipe.one_pass ? 1 : 0;  // inputs of the contract layer
-  return (streams + kept) * tokens * (2 * hidden + 4) +
-         streams * rows * 4 * (2 * hidden + widest + 2 * hidden) +
+  return (streams + kept) * tokens * (2 * hidden + 4) + streams * rows * 5 * (4 * hidden + widest) +
          4 * widest * (std::max<uint64_t>(rows, 1024) + 1024);
 }
 
-// Second moment, curvature and factor share one f64 matrix, unless columns are permuted or a method wants
-// curvature and factor at once (sweeps also have the curvature in f32). Asymmetric targets need a cross moment and its f32 form.
+// Second moment, curvature and factor share one f64 matrix, unless a method wants curvature and factor at once (sweeps
+// also have the curvature in f32). Asymmetric targets need the drift's cross moment in f32.
 uint64_t matrix_bytes_per_element(const Recipe& recipe) {
-  return 8 + (recipe.act_order ? 8 : 0) + (recipe.options.sweeps > 0 ? 8 + 4 : 0) +
-         (recipe.asymmetric ? 8 + 4 : 0);
+  return 8 + (recipe.options.sweeps > 0 ? 8 + 4 : 0) + (recipe.correlates_inputs() ? 4 : 0) +
+         (recipe.gptaq > 0 ? 4 + 4 : 0);
 }
 
 }  // namespace
@@ -43,11 +40,14 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
   for (const StoredTensor& tensor : source.tensors()) plan.output_bytes += tensor.bytes;
   const double tokens = double(samples * length);
   double bits = 0;
-  uint64_t largest_layer = 0, largest_moment = 0, block_bytes = 0;
+  uint64_t largest_layer = 0, largest_input = 0, block_bytes = 0;
   const auto count = [&](const nn::Linear& layer, const GridOptions& grid, bool shares_input) {
     const double in = double(layer.in_features()), out = double(layer.out_features());
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
     if (grid.bits == 0) return;
+    if (!source.find(layer.name + ".weight") && !has_quantized_weight(source, layer.name))
+      throw Error(str(source.folder().string(), ": ", layer.name,
+                      " is not stored as a matrix of its own, so it cannot be quantized"));
     const double per_weight = recipe.target_bits > 0 ? recipe.target_bits
                                                      : method.stored_bits(int64_t(out), int64_t(in), grid, recipe.options);
     ++plan.modules;
@@ -62,13 +62,13 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
       plan.journal_bytes += uint64_t(4 * double(length) * out);
     plan.gigaflops += 2e-9 * in * in * (2 * out + in / 3);
     largest_layer = std::max(largest_layer, uint64_t(in * out));
-    largest_moment = std::max(largest_moment, uint64_t(in * in));
+    largest_input = std::max(largest_input, uint64_t(in));
   };
   // All blocks have the shape of the first.
   {
     const std::unique_ptr<nn::Block> block = model.make_block(0);
     block_bytes = uint64_t(block->bytes());
-    const std::string first = "layers.0.";
+    const std::string first = ".0.";
     for (int64_t index = 0; index < model.facts().layers; ++index)
       for (const auto& branch : block->branches) {
         std::vector<nn::Linear*> layers = branch->expand();
@@ -78,7 +78,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
           const size_t at = original.find(first);
           if (at != std::string::npos)
             layer->name =
-                original.substr(0, at) + str("layers.", index, ".") + original.substr(at + first.size());
+                original.substr(0, at) + str(".", index, ".") + original.substr(at + first.size());
           count(*layer, recipe.grid_for(layer->name, layer->in_features()),
                 layer != layers.front() && layer != layers.back());
           layer->name = original;
@@ -94,10 +94,11 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
   plan.journal_bytes += uint64_t(tokens * 4);
   plan.bits_per_weight = plan.weights > 0 ? bits / double(plan.weights) : 0;
   plan.peak_memory_bytes = stream_bytes(model.facts(), recipe, samples, length) +
-                           largest_moment * matrix_bytes_per_element(recipe) +
+                           largest_input * largest_input * matrix_bytes_per_element(recipe) +
                            // Weights, the walk's copy or the difference, codes and what is being written.
-                           largest_layer * (recipe.asymmetric ? 18 : 10) +
-                           block_bytes * (keeps_reference(recipe) ? 2 : 1) +
+                           largest_layer * (recipe.correlates_inputs() ? 18 : 10) +
+                           // Panels of the walk and of the error's products, 1536 rows of f32.
+                           largest_input * 4 * 1536 + block_bytes * (recipe.keeps_reference() ? 2 : 1) +
                            uint64_t(model.lm_head().bytes()) +
                            uint64_t(model.facts().max_positions * model.facts().hidden) * 2 + kProgramBytes;
   return plan;

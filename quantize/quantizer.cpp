@@ -7,6 +7,7 @@
 #include "engine/core/process.h"
 #include "engine/io/quantized.h"
 #include "quantize/calibration.h"
+#include "quantize/gptaq.h"
 #include "quantize/gradient_statistics.h"
 #include "quantize/methods.h"
 #include "quantize/output.h"
@@ -36,7 +37,7 @@ class Quantizer {
     // With every module in the journal there is nothing left to calibrate.
     if (!job.journal || !job.journal->contains(kAllLayers)) {
       stream_.emplace(job.backend, job.model, job.tokens);
-      if (job.recipe.correct_drift || job.recipe.asymmetric)
+      if (job.recipe.keeps_reference())
         reference_.emplace(job.backend, job.model, job.tokens);
     }
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
@@ -57,6 +58,8 @@ class Quantizer {
   void side_by_side(const Body& body);
   void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
            const TensorView& x_float);
+  void add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
+                 const TensorView& here_float, std::vector<float>& sums);
   void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& hidden, const TensorView& hidden_float);
   std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
@@ -73,7 +76,8 @@ class Quantizer {
   std::vector<LayerInput> gradient_inputs(const nn::Linear& layer) const;
   LayerSolution solve_rows(LayerProblem problem, LayerInput& shared, std::vector<LayerInput> inputs) const;
   LayerRecord solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                    const std::optional<DriftMoments>& drift, bool in_block);
+                    const std::optional<DriftMoments>& drift, const std::optional<DriftFeedback>& feedback,
+                    bool in_block);
   void install(nn::Linear& layer, LayerRecord record, bool in_block);
   void write(const LayerRecord& record, bool in_block);
   void tell_progress(const nn::Linear& layer);
@@ -124,8 +128,27 @@ QuantizeReport Quantizer::run() {
 
 InputMoments Quantizer::empty_moments(int64_t features) const {
   InputMoments moments{Statistics(features, positions_, true), Statistics(features, 0, false), {}};
-  if (job_.recipe.asymmetric) moments.cross.resize(size_t(features * features));
+  if (job_.recipe.correlates_inputs()) moments.drift.resize(size_t(features * features));
   return moments;
+}
+
+// sums += Σ (here_float − here)·xᵀ, some tokens at a time: the differences need no room to speak of.
+void Quantizer::add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
+                          const TensorView& here_float, std::vector<float>& sums) {
+  constexpr int64_t kTokensAtOnce = 512;
+  Workspace::Scope scope(part.context.workspace);
+  const int64_t width = here.shape[1];
+  const OutputView room = part.context.workspace.floats({std::min(kTokensAtOnce, x.shape[0]), width});
+  for (int64_t first = 0; first < x.shape[0]; first += kTokensAtOnce) {
+    const int64_t tokens = std::min(kTokensAtOnce, x.shape[0] - first);
+    const OutputView lost = room.rows(0, tokens);
+    job_.backend.parallel_for(tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t i = 0; i < width; ++i)
+          lost.row(t)[i] = here_float.row(first + t)[i] - here.row(first + t)[i];
+    });
+    job_.backend.run(SecondMoment{.a = lost, .b = x.rows(first, tokens), .out_f32 = sums.data()});
+  }
 }
 
 // Calls body(part, reference) for every part of the stream; `reference` is the same part of the float stream, or null
@@ -143,12 +166,15 @@ void Quantizer::side_by_side(const Body& body) {
 // x_float: the same tokens' input in the float model, or empty.
 void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& x_float) {
-  const TensorView& positions = part.context.batch.positions;
+  // Of an image the head reads one row, that of its first token.
+  const std::vector<int32_t> first(size_t(x.shape[0]), 0);
+  const bool all_tokens = x.shape[0] == part.context.batch.tokens();
+  const TensorView positions =
+      all_tokens ? part.context.batch.positions : TensorView(first.data(), DType::i32, {x.shape[0]});
   moments.quantized.add(job_.backend, x, positions);
   if (!x_float) return;
   moments.reference.add(job_.backend, x_float, positions);
-  if (!moments.cross.empty())
-    job_.backend.run(SecondMoment{.a = x_float, .b = x, .out = moments.cross.data()});
+  if (!moments.drift.empty()) add_drift(part, x, x, x_float, moments.drift);
 }
 
 // What the residual stream has lost, seen together with the input of the layer that adds to it.
@@ -158,17 +184,14 @@ void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& pa
   const int64_t tokens = hidden.shape[0], width = hidden.shape[1];
   if (moments.residual_sum.empty()) {
     moments.residual_sum.resize(size_t(width));
-    moments.residual_cross.resize(size_t(width * x.shape[1]));
+    moments.residual.resize(size_t(width * x.shape[1]));
   }
-  const OutputView lost = part.context.workspace.floats(hidden.shape);
   job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t i = begin; i < end; ++i) {
-        lost.row(t)[i] = hidden_float.row(t)[i] - hidden.row(t)[i];
-        moments.residual_sum[size_t(i)] += double(lost.row(t)[i]);
-      }
+      for (int64_t i = begin; i < end; ++i)
+        moments.residual_sum[size_t(i)] += double(hidden_float.row(t)[i]) - double(hidden.row(t)[i]);
   });
-  job_.backend.run(SecondMoment{.a = lost, .b = x, .out = moments.residual_cross.data()});
+  add_drift(part, x, hidden, hidden_float, moments.residual);
 }
 
 // The input that the expand layers share, or the contract layer's. The reference stream needs no quantized
@@ -371,19 +394,18 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
   const bool centred = job_.recipe.compensation == Compensation::joint;
   std::optional<DriftMoments> drift;
-  if (job_.recipe.asymmetric) {
-    drift = drift_moments(moments, centred);
-    moments.cross = moments.residual_cross = {};
-  }
+  if (job_.recipe.correlates_inputs()) drift = drift_moments(moments, centred);
   LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
                     {.damping = job_.recipe.damping, .act_order = job_.recipe.act_order},
                     layers.front()->name);
+  std::optional<DriftFeedback> feedback;
+  if (job_.recipe.gptaq > 0) feedback.emplace(job_.backend, *drift, shared.factor(), job_.recipe.gptaq);
   for (nn::Linear* layer : layers) {
     if (settled({layer}, in_block)) {
       install_settled({layer}, in_block);
       continue;
     }
-    LayerRecord record = solve(*layer, shared, moments, drift, in_block);
+    LayerRecord record = solve(*layer, shared, moments, drift, feedback, in_block);
     if (job_.journal) job_.journal->append(layer_key(layer->name), to_bytes(record));
     install(*layer, std::move(record), in_block);
   }
@@ -421,35 +443,48 @@ void Quantizer::tell_progress(const nn::Linear& layer) {
 }
 
 LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const InputMoments& moments,
-                             const std::optional<DriftMoments>& drift, bool in_block) {
+                             const std::optional<DriftMoments>& drift,
+                             const std::optional<DriftFeedback>& feedback, bool in_block) {
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid = grid_of(layer, in_block);
   const std::vector<float> weight = source_weight(job_.source, layer);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
+  LayerProblem problem{.name = layer.name,
+                       .out_features = layer.out_features(),
+                       .in_features = in,
+                       .weight = target.empty() ? weight : target,
+                       .grid = grid,
+                       .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
+                       .options = job_.recipe.options};
+  std::vector<LayerInput> inputs = gradient_inputs(layer);
+  std::vector<float> fed_back;
+  if (feedback) {
+    fed_back = feedback->target(job_.backend, weight);
+    problem.weight = fed_back;
+    inputs.emplace_back(job_.backend, feedback->factor(), shared.options(), layer.name);
+  }
   LayerSolution solution;
   try {
-    solution = solve_rows({.name = layer.name,
-                           .out_features = layer.out_features(),
-                           .in_features = in,
-                           .weight = target.empty() ? weight : target,
-                           .grid = grid,
-                           .static_groups = job_.recipe.static_groups || job_.recipe.act_order,
-                           .options = job_.recipe.options},
-                          shared, gradient_inputs(layer));
+    solution = solve_rows(problem, shared, std::move(inputs));
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with(layer.name) ? what : layer.name + ": " + what);
   }
-  std::vector<double> residual_drift(moments.residual_sum);
+  const bool correct_drift = job_.recipe.correct_drift;
+  std::vector<double> residual_drift(correct_drift ? moments.residual_sum : std::vector<double>());
   for (double& value : residual_drift) value /= double(moments.quantized.count);
+  // A target for centred inputs leaves the mean open: without drift correction it stays W·E[x].
+  const Statistics* reference = correct_drift ? &moments.reference
+                                : drift && job_.recipe.compensation == Compensation::joint ? &moments.quantized
+                                                                                           : nullptr;
   const CompensationResult result =
       compensate(job_.backend, {.weight = weight,
                                 .target = target.empty() ? weight : target,
                                 .quantized = solution.matrix,
                                 .input = moments.quantized,
-                                .reference = moments.has_reference() ? &moments.reference : nullptr,
+                                .reference = reference,
                                 .residual_drift = residual_drift,
                                 .kind = job_.recipe.compensation,
                                 .power = [&](std::span<const float> a) { return shared.output_power(a); }});
@@ -500,9 +535,10 @@ void Quantizer::write(const LayerRecord& record, bool in_block) {
   const std::string& name = record.report.name;
   const int64_t out = out_features(record.matrix);
   output_.add_matrix(name, record.matrix);
-  // Only the six layers of a block can hold a bias in the published configuration.
+  // Only the six layers of a block, and those that have one anyway, can hold a bias in the published configuration.
+  const bool biased = in_block || job_.source.find(name + ".bias");
   if (!record.bias.empty())
-    output_.add_vector(name, in_block ? ".bias" : ".compensation", record.bias, {out});
+    output_.add_vector(name, biased ? ".bias" : ".compensation", record.bias, {out});
   if (!record.positions.empty())
     output_.add_vector(name, ".position_compensation", record.positions,
                        {int64_t(record.positions.size()) / out, out});

@@ -80,6 +80,8 @@ void Recipe::fill_defaults() {
 
 void Recipe::check() const {
   const Method& solver = method_named(method);
+  if (target_bits != 0 && (target_bits < 0 || !solver.has_width(2) || !solver.has_width(4)))
+    throw Error(str("--target-bits is ", target_bits, ": needs a positive average and a method with widths to choose from"));
   if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
   if (head_bits != 0 && !solver.has_width(head_bits))
     throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
@@ -87,8 +89,6 @@ void Recipe::check() const {
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))
     throw Error(str("--range-shrink is ", grid.range_shrink, ", expected more than 0, up to 1"));
-  if (target_bits != 0 && (target_bits < 0 || !solver.has_width(2) || !solver.has_width(4)))
-    throw Error(str("--target-bits is ", target_bits, ": needs a positive average and a method with widths to choose from"));
   if (!(damping > 0 && damping <= 100))
     throw Error(str("--damping is ", damping, ", expected more than 0, up to 100"));
   if (!solver.uses_curvature) {
@@ -116,6 +116,18 @@ void Recipe::check() const {
   if (asymmetric && !solver.uses_curvature)
     throw Error(str("--asymmetric makes no sense with --method ", method,
                     ": without feedback nothing is gained by moving the weights first"));
+  if (!(gptaq >= 0 && gptaq <= 1))
+    throw Error(str("--gptaq is ", gptaq, ", expected 0 (none) to 1 (as in the paper)"));
+  if (gptaq > 0) {
+    const auto refuse = [](bool set, const std::string& with, const char* why) {
+      if (set) throw Error("--gptaq makes no sense with " + with + ": " + why);
+    };
+    refuse(method != "gptq", "--method " + method, "it is a form of gptq's error feedback");
+    refuse(asymmetric, "--asymmetric", "both make up for the same drift of the inputs, which would count twice");
+    refuse(curvature != CurvatureKind::activation, str("--curvature ", name_of(curvature)),
+           "what it feeds back is a least-squares answer to the inputs themselves");
+    refuse(options.sweeps > 0, "--sweeps", "they would take its corrections back, which their objective does not know");
+  }
   check_options(solver, *this);
   if (correct_drift && compensation == Compensation::none)
     throw Error(

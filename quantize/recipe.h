@@ -92,9 +92,13 @@ struct Recipe {
 
   Compensation compensation = Compensation::joint;
   bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
+  double gptaq = 0;            ///< α of GPTAQ's drift feedback, see gptaq.h; 0: none
   int tune_epochs = 0;         ///< after all layers, see tuning.h
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
+  /// Whether a float stream runs beside the quantized one, and whether their inputs are correlated.
+  bool keeps_reference() const { return correct_drift || correlates_inputs(); }
+  bool correlates_inputs() const { return asymmetric || gptaq > 0; }
   /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.
   /// Error when bits is open and the method has more than one width.
   void fill_defaults();

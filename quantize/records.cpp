@@ -143,7 +143,8 @@ void report_fields(Archive& archive, Report& report) {
 
 template <class Archive, class Tokens>
 void token_fields(Archive& archive, Tokens& tokens) {
-  auto& [samples, length, ids, source] = tokens;
+  auto& [samples, length, ids, source, images] = tokens;
+  CHECK(!images, "images are read again");
   archive(samples, length, ids, source);
 }
 
@@ -200,7 +201,7 @@ CalibrationTokens tokens_from_bytes(std::string_view bytes, const std::string& w
   CalibrationTokens tokens;
   token_fields(reader, tokens);
   reader.expect_end();
-  const auto& [samples, length, ids, source] = tokens;
+  const auto& [samples, length, ids, source, images] = tokens;
   if (samples < 1 || length < 1 || ids.size() % size_t(samples) != 0 ||
       ids.size() / size_t(samples) != size_t(length))
     reader.fail(str("has ", ids.size(), " tokens for ", samples, " samples of ", length));

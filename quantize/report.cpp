@@ -46,6 +46,7 @@ nlohmann::json QuantizeReport::json() const {
             {"length", length}}},
           {"curvature", name_of(recipe.curvature)},
           {"asymmetric", recipe.asymmetric},
+          {"gptaq", recipe.gptaq},
           {"range_shrink", recipe.grid.range_shrink},
           {"tune_epochs", recipe.tune_epochs},
           {"tuning_kl_before", tuning_before},

@@ -9,8 +9,8 @@
 // W·x_f + h_f − h_q, so that W' gains E[(h_f − h_q) x_qᵀ]·(H + λI)⁻¹.
 //
 // With centred moments and drift-corrected biases this is the least-squares correction of weight and bias
-// together (ridge regression of the float output on [x_q, 1]). Related: Qronos and GPTAQ (arXiv 2504.02692),
-// which spread the same correction over the columns.
+// together (ridge regression of the float output on [x_q, 1]). Related: Qronos and GPTAQ (gptaq.h), which spread
+// the same correction over the columns.
 #pragma once
 
 #include <span>
@@ -25,10 +25,11 @@ namespace ballast {
 struct InputMoments {
   Statistics quantized;  ///< of x_q, with second moment
   Statistics reference;  ///< of x_f, means only; its count is 0 when no reference stream is kept
-  /// f64 [features, features], Σ x_f x_qᵀ; empty when not wanted
-  std::vector<double> cross;
-  /// For a layer that adds to the residual stream: f64 [hidden, features], Σ (h_f − h_q) x_qᵀ; else empty.
-  std::vector<double> residual_cross;
+  /// f32 [features, features], Σ (x_f − x_q) x_qᵀ; empty when not wanted. The differences are summed, not the
+  /// difference of two sums taken: f32 is enough.
+  std::vector<float> drift;
+  /// For a layer that adds to the residual stream: f32 [hidden, features], Σ (h_f − h_q) x_qᵀ; else empty.
+  std::vector<float> residual;
   std::vector<double> residual_sum;  ///< f64 [hidden], Σ h_f − h_q
 
   bool has_reference() const { return reference.count > 0; }
@@ -38,11 +39,16 @@ struct DriftMoments {
   std::vector<float> input;     ///< G − H, [features, features]
   std::vector<float> residual;  ///< E[(h_f − h_q) x_qᵀ], [out_features, features], or empty
 };
-/// Of the centred moments when `centred`.
-DriftMoments drift_moments(const InputMoments& moments, bool centred);
+/// Of the centred moments when `centred`. Takes `drift` and `residual` out of the moments.
+DriftMoments drift_moments(InputMoments& moments, bool centred);
 
 /// W' for one layer of the shared input. `factor`: of H, which also sets λ. Dead columns keep their weights.
 std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,
                                      const DriftMoments& drift, const InverseFactor& factor);
+
+/// rows · (H + λI)⁻¹ for f32 [count, size], both in solver order. `ahead`: rows[i, >i] · ((H + λI)_>i,>i)⁻¹ for row i,
+/// zeros up to column i.
+std::vector<float> times_inverse(Backend& backend, std::span<const float> rows, const InverseFactor& factor,
+                                 bool ahead = false);
 
 }  // namespace ballast

@@ -165,7 +165,7 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
   int64_t done = 0, early = 0, late = 0;
   const auto step = [&](const HiddenStream::Part& part) {
     const nn::ForwardContext& plain = part.context;
-    const int64_t rows = part.hidden.shape[0];
+    const int64_t rows = model.logit_rows(plain.batch);
     const OutputView hidden = plain.workspace.floats(part.hidden.shape);
     backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
     for (int64_t index = 0; index < model.facts().layers; ++index) model.block(index).forward(plain, hidden);

@@ -88,6 +88,14 @@ void name_environment_variables(CLI::App& root, int argc, const char* const* arg
   }
 }
 
+void add_activations_flag(CLI::App& app, std::string& activations) {
+  app.add_option("--activations", activations,
+                 "What layers quantized to affine codes compute with: f32, or int8, faster and less exact")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"f32", "int8"}))
+      ->capture_default_str();
+}
+
 std::string help_command(const CLI::App& root) {
   std::string command = root.get_name();
   for (const CLI::App* app : root.get_subcommands()) command += " " + app->get_name();

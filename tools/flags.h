@@ -13,6 +13,9 @@ void set_up_flags(CLI::App& root);
 /// the arguments name. A flag that is given wins.
 void name_environment_variables(CLI::App& root, int argc, const char* const* argv);
 
+/// --activations, for subcommands that run a model.
+void add_activations_flag(CLI::App& app, std::string& activations);
+
 /// "ballast generate --help", for the subcommand that was parsed, if any.
 std::string help_command(const CLI::App& root);
 

@@ -147,7 +147,8 @@ void generate(const GenerateOptions& options, const GlobalOptions& global) {
 }  // namespace
 
 Generator::Generator(const GenerateOptions& options, const GlobalOptions& global)
-    : backend_(find_backend(global.backend)), loaded_(load(options.model, *backend_)) {
+    : backend_(find_backend(global.backend_with(options.activations))),
+      loaded_(load(options.model, *backend_)) {
   const int64_t positions = model().facts().max_positions;
   if (options.context > positions)
     throw Error(

@@ -15,6 +15,7 @@ struct GenerateOptions {
   std::string model;
   std::optional<std::string> prompt;
   std::string prompt_file, batch_file;
+  std::string activations = "f32";
   bool interactive = false, echo = false, json = false;
   int64_t max_tokens = 128;  ///< -1: as many as the context holds
   int64_t context = 0;       ///< 0: the model's

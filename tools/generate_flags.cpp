@@ -3,6 +3,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "tools/flags.h"
+
 namespace ballast {
 namespace {
 
@@ -101,6 +103,7 @@ void add_generate_flags(CLI::App& app, GenerateOptions& options) {
                  "List each token's log-probability and those of the N likeliest tokens")
       ->type_name("N")
       ->check(CLI::Range(0, kMaxLogprobs));
+  add_activations_flag(app, options.activations);
   app.add_flag("--echo", options.echo, "Show the prompt before its continuation");
   app.add_flag("--json", options.json, "Print one JSON object instead of text");
 }

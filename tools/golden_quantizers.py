@@ -74,6 +74,12 @@ SPQR_CASES = [
     {"name": "spqr_w3_coarse", "bits": 3, "group_size": 32, "damping": 0.1, "stat_bits": 2, "outlier_threshold": 0.5},
     {"name": "spqr_w2", "bits": 2, "group_size": 16, "damping": 0.5, "outlier_threshold": 1.5},
 ]
+# Error feedback that also makes up for drift; the damping is raised in the same way.
+GPTAQ_CASES = [
+    {"name": "gptaq_w3", "bits": 3, "damping": 0.1, "alpha": 1.0},
+    {"name": "gptaq_w2_g32_centred", "bits": 2, "group_size": 32, "centred": True, "damping": 0.1, "alpha": 0.25},
+    {"name": "gptaq_w3_g32_act_order", "bits": 3, "group_size": 32, "act_order": True, "damping": 0.1, "alpha": 1.0},
+]
 COMPENSATED = ("rtn_w2", "gptq_w2_centred")
 BILLM_CASES = [{"name": "billm_32", "block_size": 32}, {"name": "billm_128", "block_size": 128}]
 
@@ -170,6 +176,29 @@ def put_spqr(tensors, case, w, x):
     return {"method": "spqr", **case, "damping": damping}
 
 
+def put_gptaq(tensors, case, w, x, x_float):
+    """Adds the case's tensors; returns the case with the damping that was used."""
+    centred = case.get("centred", False)
+    x, x_float = x.astype(float), x_float.astype(float)
+    h, dead = reference.activation_curvature(x, centred)
+    if centred:
+        coupling = (x_float - x_float.mean(axis=0) - x + x.mean(axis=0)).T @ (x - x.mean(axis=0)) / len(x)
+    else:
+        coupling = (x_float - x).T @ x / len(x)
+    for step in range(100):
+        damping = case["damping"] * (1 + step / 64)
+        solution = reference.gptq(w, h, dead, options_of(case), damping=damping, coupling=coupling, alpha=case["alpha"],
+                                  **arguments(case, "act_order"))
+        if solution.margins.row.min() >= JOINT_TIE:
+            break
+    else:
+        raise SystemExit(f"{case['name']}: no damping keeps all decisions away from ties")
+    tensors[case["name"] + ".codes"] = solution.codes.astype(np.uint8)
+    tensors[case["name"] + ".zeros"] = solution.zeros.astype(np.uint8)
+    tensors[case["name"] + ".scales"] = solution.scales.astype(np.float32)
+    return {"method": "gptaq", **case, "damping": damping}
+
+
 def billm_facts(case, w, x):
     """What is left to choose freely keeps codes from being compared; how good they are and the first block's salient columns,
     which are chosen on the weights as given, can be."""
@@ -212,6 +241,7 @@ def write_layer(out_dir, name, layer):
             put("gains", descent.output_gains(w.astype(float), q, h))
             put_compensation(put, cases[-1], w, q, x, x_float, positions)
     cases += [put_spqr(tensors, case, w, x) for case in SPQR_CASES]
+    cases += [put_gptaq(tensors, case, w, x, x_float) for case in GPTAQ_CASES]
     cases += [billm_facts(case, w, x) for case in BILLM_CASES]
     for key, centred in (("target", False), ("target_centred", True)):
         tensors[key] = reference.asymmetric_target(w, x_float, x, centred=centred).astype(np.float32)

@@ -12,6 +12,7 @@
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "tools/console.h"
+#include "tools/flags.h"
 #include "tools/loaded_model.h"
 #include "tools/subcommand.h"
 
@@ -21,7 +22,7 @@ namespace {
 constexpr uint64_t kMaxTextBytes = uint64_t(4) << 30;
 
 struct TextOptions {
-  std::string model, reference, text, dataset = "text", protocol = "gptq";
+  std::string model, reference, text, dataset = "text", protocol = "gptq", activations = "f32";
   std::optional<std::string> joined_by;
   PerplexityOptions measure;
   bool json = false;
@@ -146,7 +147,7 @@ void measure(TextOptions& options, const GlobalOptions& global) {
   const Dataset dataset = dataset_from(options.dataset);
   const std::string raw = read_file(options.text, kMaxTextBytes);
   const std::string joined = join_rows(raw, dataset, options.joined_by);
-  const auto backend = find_backend(global.backend);
+  const auto backend = find_backend(global.backend_with(options.activations));
   LoadedModel model = load(options.model, *backend);
   check_interrupt();
   const std::vector<int32_t> ids = model.tokenizer->encode(joined);
@@ -210,6 +211,7 @@ Subcommand add_perplexity(CLI::App& root, const GlobalOptions& global) {
   count("--from-chunk", options->measure.first_window, "Windows to leave out at the beginning");
   app->add_option("--reference", options->reference, "Folder of a model to compare with on the same windows")
       ->type_name("DIR");
+  add_activations_flag(*app, options->activations);
   app->add_flag("--json", options->json, "Print one JSON object");
   return {app, [options, &global] { measure(*options, global); }};
 }

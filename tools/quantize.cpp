@@ -15,6 +15,7 @@
 #include "quantize/named_recipe.h"
 #include "quantize/quantizer.h"
 #include "quantize/records.h"
+#include "tools/calibration_images.h"
 #include "tools/console.h"
 #include "tools/report.h"
 #include "tools/subcommand.h"
@@ -93,7 +94,7 @@ void apply_named(const QuantizeOptions& options, Recipe& recipe) {
   if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
   if (!given({"--damping"})) recipe.damping = named.damping;
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
-  if (!given({"--asymmetric"})) recipe.asymmetric = named.asymmetric;
+  if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
   const bool tunable = recipe.compensation == Compensation::channel || recipe.compensation == Compensation::joint;
   if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
@@ -160,6 +161,7 @@ struct Run {
   CheckpointWriter& writer;
   Journal& journal;
   int64_t length;
+  const std::vector<std::filesystem::path>& images;  ///< to calibrate on; empty for text
 };
 
 CalibrationTokens stored_tokens(const std::string& bytes, int64_t vocab) {
@@ -170,7 +172,7 @@ CalibrationTokens stored_tokens(const std::string& bytes, int64_t vocab) {
 }
 
 CalibrationTokens new_tokens(const Run& run, const Tokenizer& tokenizer) {
-  const auto& [options, global, recipe, checkpoint, backend, model, writer, journal, length] = run;
+  const auto& [options, global, recipe, checkpoint, backend, model, writer, journal, length, images] = run;
   if (options.calibration != "self") {
     const std::string raw = read_file(options.calibration, kLargestText);
     return calibration_from_text(join_rows(raw, dataset_from(options.dataset)), options.calibration,
@@ -193,6 +195,9 @@ CalibrationTokens new_tokens(const Run& run, const Tokenizer& tokenizer) {
 
 // Kept, since sampling takes long and its result must not depend on when it was cut short.
 CalibrationTokens calibration_tokens(const Run& run) {
+  if (!run.images.empty())
+    return calibration_from_images(run.checkpoint, run.model.facts(), run.backend, run.images,
+                                   run.options.calibration);
   if (const auto bytes = run.journal.find(kTokensKey)) return stored_tokens(*bytes, run.model.facts().vocab);
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(run.options.model);
   if (tokenizer->vocabulary_size() > run.model.facts().vocab)
@@ -289,15 +294,18 @@ Outcome calibrate_and_quantize(const Run& run) {
 
 // All that the output's bytes depend on. Names of files do not count, their content does.
 RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& recipe, const Checkpoint& source,
-                              const Backend& backend, int64_t length) {
+                              const Backend& backend, int64_t length,
+                              const std::vector<std::filesystem::path>& images) {
   const bool self = options.calibration == "self";
   RunFingerprint fingerprint = {{"--samples", fmt::format("{}", options.samples)},
                                 {"--length", fmt::format("{}", length)},
                                 {"--seed", fmt::format("{}", options.seed)},
-                                {"--calibration", self ? "self" : "a text"},
+                                {"--calibration", self ? "self" : images.empty() ? "a text" : "images"},
                                 {"--device", backend.device() == Device::cpu ? "cpu" : "cuda"},
                                 {"this program", build_name()}};
-  if (!self) {
+  if (!images.empty()) {
+    fingerprint["the calibration images"] = hex(content_hash_of_files(images));
+  } else if (!self) {
     fingerprint["--dataset"] = options.dataset;
     fingerprint["the calibration text"] = hex(content_hash_of_files({options.calibration}));
   }
@@ -332,7 +340,7 @@ auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& pla
   }
 }
 
-void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
+void quantize(QuantizeOptions options, const GlobalOptions& global) {
   const Recipe recipe = finished_recipe(options);
   if (options.output.empty() && !options.dry_run) throw Error("-o is missing: the folder to write to");
   if (options.samples < 1) throw Error(fmt::format("--samples is {}, expected 1 or more", options.samples));
@@ -342,7 +350,15 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   const std::unique_ptr<Backend> backend = find_backend(global.backend);
   const std::unique_ptr<nn::Model> model = load_model(checkpoint, *backend);
   const int64_t longest = model->facts().max_positions;
-  const int64_t length = options.length > 0 ? options.length : std::min<int64_t>(2048, longest);
+  const bool vision = model->facts().image.has_value();
+  const std::vector<std::filesystem::path> images =
+      vision ? chosen_images(options.calibration, options.samples, options.given("--samples"), options.seed)
+             : std::vector<std::filesystem::path>();
+  if (vision) options.samples = int64_t(images.size());
+  if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
+  const int64_t length = vision               ? longest
+                         : options.length > 0 ? options.length
+                                              : std::min<int64_t>(2048, longest);
   if (length < 2 || length > longest)
     throw Error(fmt::format("--length is {}, expected 2 to the model's context, {}", length, longest));
   // Planned in any case: what cannot be quantized is refused before calibration takes its time.
@@ -354,7 +370,7 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
   const auto found = options.resume  ? Journal::Found::resume
                      : options.force ? Journal::Found::discard
                                      : Journal::Found::refuse;
-  Journal journal(options.output, fingerprint_of(options, recipe, checkpoint, *backend, length), found);
+  Journal journal(options.output, fingerprint_of(options, recipe, checkpoint, *backend, length, images), found);
   // What a run that goes on finds in the folder is its own unfinished output, or what it was to replace.
   CheckpointWriter writer(options.output, {.overwrite = options.force || journal.resumed()});
   writer.require_space(space_needed(plan, journal));
@@ -365,7 +381,7 @@ void quantize(const QuantizeOptions& options, const GlobalOptions& global) {
     spdlog::info("{}: nothing to resume, starting", options.output);
   const Outcome outcome = saying_what_is_kept(options, plan, journal, [&] {
     return calibrate_and_quantize(
-        {options, global, recipe, checkpoint, *backend, *model, writer, journal, length});
+        {options, global, recipe, checkpoint, *backend, *model, writer, journal, length, images});
   });
   journal.finish();
   print_report(options, checkpoint, outcome);
@@ -458,6 +474,10 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       ->capture_default_str();
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
+  option("--gptaq", recipe.gptaq, "X",
+         "gptq: each column's feedback also makes up for what drift of the inputs makes of it, times X, 0 to 1 (GPTAQ; 1 "
+         "in its paper, 0.25 in its code), instead of --asymmetric")
+      ->capture_default_str();
   option("--damping", recipe.damping, "X",
          "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01");
   app->add_flag("--act-order,!--no-act-order", recipe.act_order, "Columns by descending input power; implies static groups");
@@ -474,11 +494,11 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--override", options->overrides, "RULE",
          "REGEX=BITS[:GROUP] for modules whose name matches; repeatable");
   option("--skip", options->skips, "REGEX", "Leave modules whose name matches in float; repeatable");
-  option("--calibration", options->calibration, "FILE", "Text file, or self: text sampled from the model")
+  option("--calibration", options->calibration, "FILE", "Text file, or self: text sampled from the model. For an image classifier, a list of images")
       ->capture_default_str();
   option("--dataset", options->dataset, "NAME", "How the file becomes one text: text, wikitext2, ptb")
       ->capture_default_str();
-  option("--samples", options->samples, "N", "Calibration sequences")->capture_default_str();
+  option("--samples", options->samples, "N", "Calibration sequences or images")->capture_default_str();
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();
   option("--seed", options->seed, "N", "Of the calibration sample")->capture_default_str();

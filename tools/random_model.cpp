@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <vector>
 
-#include "engine/io/checkpoint_writer.h"
 #include "engine/io/packed.h"
 #include "tools/console.h"
 
@@ -34,20 +34,34 @@ const OptShape* shape_named(const std::string& name) {
   return nullptr;
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
+/// SplitMix64 (Steele, Lea, Flood 2014), whose numbers can be had in any order.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t bits() {
-    uint64_t z = (state_ += 0x9E3779B97F4A7C15ull);
+  /// The number behind the next `index` ones.
+  uint64_t at(int64_t index) const {
+    uint64_t z = state_ + uint64_t(index + 1) * kStep;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);
   }
+  void skip(int64_t count) { state_ += uint64_t(count) * kStep; }
 
  private:
+  static constexpr uint64_t kStep = 0x9E3779B97F4A7C15ull;
   uint64_t state_;
 };
+
+// The standard normal distribution's value that a share `p` lies below, by Newton's method.
+double normal_quantile(double p) {
+  double z = 0;
+  for (int step = 0; step < 60; ++step) {
+    const double move =
+        (0.5 * std::erfc(-z / std::sqrt(2.0)) - p) / (std::exp(-z * z / 2) / std::sqrt(2 * M_PI));
+    z -= std::clamp(move, -1.0, 1.0);  // far out the slope is too small to trust
+  }
+  return z;
+}
 
 // The 2^16 values that cut the standard normal distribution into equal shares, by Newton's method from one to
 // the next. Drawing from them costs a quarter of a random number.
@@ -67,43 +81,62 @@ std::vector<float> normal_quantiles() {
 
 class Writer {
  public:
-  Writer(const RandomModel& model, const OptShape& shape, CheckpointWriter& out)
-      : model_(model), shape_(shape), out_(out), random_(model.seed), normal_(normal_quantiles()) {}
+  Writer(const RandomModel& model, const OptShape& shape, Backend& backend, CheckpointWriter& out)
+      : model_(model),
+        shape_(shape),
+        backend_(backend),
+        out_(out),
+        random_(model.seed),
+        normal_(normal_quantiles()),
+        relu_quantile_(model.relu_zeros > 0 ? normal_quantile(model.relu_zeros) : 0) {}
 
   uint64_t run();  ///< bytes of all tensors
 
  private:
-  void tensor(const std::string& name, const std::vector<int64_t>& dims, double spread);
+  void tensor(const std::string& name, const std::vector<int64_t>& dims, double spread,
+              const std::vector<float>& shift = {});
   void constant(const std::string& name, int64_t size, float value);
   void norm(const std::string& name);
-  void matrix(const std::string& module, int64_t rows, int64_t columns, double spread);
-  void linear(const std::string& module, int64_t rows, int64_t columns, double gain);
+  std::vector<float> matrix(const std::string& module, int64_t rows, int64_t columns, double spread,
+                            int bits);
+  std::vector<float> linear(const std::string& module, int64_t rows, int64_t columns, double gain);
+  void first_of_mlp(const std::string& module);
   void block(int64_t index);
   void tokenizer();
   int64_t layers() const { return model_.layers ? model_.layers : shape_.layers; }
+  int64_t group_size(int64_t columns) const { return model_.group_size ? model_.group_size : columns; }
   nlohmann::json config() const;
 
   const RandomModel& model_;
   const OptShape& shape_;
+  Backend& backend_;
   CheckpointWriter& out_;
   Random random_;
   std::vector<float> normal_;
-  std::vector<uint16_t> buffer_;  ///< one tensor
+  double relu_quantile_;
+  std::vector<uint16_t> halves_;  ///< of one tensor
+  std::vector<uint32_t> words_;
 };
 
-void Writer::tensor(const std::string& name, const std::vector<int64_t>& dims, double spread) {
+// Normal with this spread, plus shift[i] in element i.
+void Writer::tensor(const std::string& name, const std::vector<int64_t>& dims, double spread,
+                    const std::vector<float>& shift) {
   check_interrupt();
-  std::vector<uint16_t> halves;
-  for (const float value : normal_) halves.push_back(f32_to_f16(float(spread * double(value))));
+  std::vector<uint16_t> table;
+  for (const float value : normal_) table.push_back(f32_to_f16(float(spread * double(value))));
   int64_t count = 1;
   for (const int64_t size : dims) count *= size;
-  buffer_.resize(size_t(count));
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < count; ++i, bits >>= 16) {
-    if (i % 4 == 0) bits = random_.bits();
-    buffer_[size_t(i)] = halves[bits & 0xFFFF];
-  }
-  out_.add(name, "F16", dims, buffer_.data());
+  halves_.resize(size_t((count + 3) / 4 * 4));
+  backend_.parallel_for((count + 3) / 4, [&](int64_t begin, int64_t end) {
+    for (int64_t four = begin; four < end; ++four) {
+      uint64_t bits = random_.at(four);
+      for (int64_t i = 4 * four; i < 4 * four + 4; ++i, bits >>= 16)
+        halves_[size_t(i)] = table[bits & 0xFFFF];
+    }
+  });
+  random_.skip((count + 3) / 4);
+  for (size_t i = 0; i < shift.size(); ++i) halves_[i] = f32_to_f16(f16_to_f32(halves_[i]) + shift[i]);
+  out_.add(name, "F16", dims, halves_.data());
 }
 
 void Writer::constant(const std::string& name, int64_t size, float value) {
@@ -116,32 +149,58 @@ void Writer::norm(const std::string& name) {
   constant(name + ".bias", shape_.hidden, 0);
 }
 
-// Uniform codes of b bits with a scale s spread over s·2^b / √12.
-void Writer::matrix(const std::string& module, int64_t rows, int64_t columns, double spread) {
-  if (model_.bits == 16) return tensor(module + ".weight", {rows, columns}, spread);
-  check_interrupt();
-  AffineMatrix matrix{.bits = model_.bits,
-                      .out_features = rows,
-                      .in_features = columns,
-                      .group_size = model_.group_size ? model_.group_size : columns};
-  matrix.codes.resize(size_t(rows * columns));
-  uint64_t bits = 0;
-  for (size_t i = 0; i < matrix.codes.size(); ++i, bits >>= 8) {
-    if (i % 8 == 0) bits = random_.bits();
-    matrix.codes[i] = uint8_t(bits & uint64_t(matrix.max_code()));
+// Uniform codes of b bits with a scale s spread over s·sqrt((4^b - 1) / 12). Random words are random codes,
+// whatever the width. Returns each row's sqrt(Σ w²) less what the row's mean contributes.
+std::vector<float> Writer::matrix(const std::string& module, int64_t rows, int64_t columns, double spread,
+                                  int bits) {
+  if (bits == 16) {
+    tensor(module + ".weight", {rows, columns}, spread);
+    return std::vector<float>(size_t(rows), float(spread * std::sqrt(double(columns))));
   }
-  const double scale = spread * std::sqrt(12.0) / (matrix.max_code() + 1);
-  matrix.scales.resize(size_t(rows * matrix.groups()));
+  check_interrupt();
+  const int64_t count = columns * bits / 32 * rows, groups = columns / group_size(columns);
+  words_.resize(size_t(count + 1));
+  backend_.parallel_for((count + 1) / 2, [&](int64_t begin, int64_t end) {
+    for (int64_t two = begin; two < end; ++two) {
+      const uint64_t word = random_.at(two);
+      words_[size_t(2 * two)] = uint32_t(word);
+      words_[size_t(2 * two + 1)] = uint32_t(word >> 32);
+    }
+  });
+  random_.skip((count + 1) / 2);
+  const double unit = std::sqrt((std::pow(4.0, bits) - 1) / 12);
+  // No reader accepts subnormal scales.
+  const double scale = std::max(spread / unit, 1.5 * 0x1p-14);
   // Between 3/4 and 5/4 of that: equal scales would let wrong ones pass unseen.
-  for (uint16_t& value : matrix.scales)
-    value = f32_to_f16(float(scale * (0.75 + 0.5 * double(random_.bits() >> 40) * 0x1p-24)));
-  matrix.zero_points.assign(matrix.scales.size(), uint8_t((matrix.max_code() + 1) / 2));
-  write_packed(out_, module, matrix, PackedLayout::gptq_v2);
+  halves_.resize(size_t(groups * rows));
+  std::vector<double> squares(static_cast<size_t>(rows));
+  for (int64_t i = 0; i < groups * rows; ++i) {
+    const uint16_t half = f32_to_f16(float(scale * (0.75 + 0.5 * double(random_.at(i) >> 40) * 0x1p-24)));
+    halves_[size_t(i)] = half;
+    squares[size_t(i % rows)] += std::pow(double(f16_to_f32(half)) * unit, 2) * double(columns / groups);
+  }
+  random_.skip(groups * rows);
+  const AffineView facts{bits, rows, columns, group_size(columns), {}};
+  write_gptq_words(out_, module, facts, words_.data(), halves_.data(), uint8_t(1 << (bits - 1)));
+  std::vector<float> spreads;
+  for (const double square : squares) spreads.push_back(float(std::sqrt(square)));
+  return spreads;
 }
 
-void Writer::linear(const std::string& module, int64_t rows, int64_t columns, double gain) {
-  matrix(module, rows, columns, gain / std::sqrt(double(columns)));
+// Returns what matrix() does.
+std::vector<float> Writer::linear(const std::string& module, int64_t rows, int64_t columns, double gain) {
+  std::vector<float> spreads = matrix(module, rows, columns, gain / std::sqrt(double(columns)), model_.bits);
   tensor(module + ".bias", {rows}, 0.01);
+  return spreads;
+}
+
+// The layer's input is normalized: of spread 1 and mean 0 in every token. So a row's sums spread like the row's
+// weights, and a bias of -spread·Φ⁻¹(share) makes that share of them negative, which ReLU turns into zeros.
+void Writer::first_of_mlp(const std::string& module) {
+  const int64_t hidden = shape_.hidden, ffn = 4 * hidden;
+  std::vector<float> shift = matrix(module, ffn, hidden, 1 / std::sqrt(double(hidden)), model_.bits);
+  for (float& value : shift) value *= -float(relu_quantile_);
+  tensor(module + ".bias", {ffn}, 0.01, shift);
 }
 
 // Branch outputs are made smaller the more of them add up, as GPT-2 does.
@@ -153,7 +212,7 @@ void Writer::block(int64_t index) {
     linear(name + "self_attn." + part, hidden, hidden, 1);
   linear(name + "self_attn.out_proj", hidden, hidden, branch_gain);
   norm(name + "self_attn_layer_norm");
-  linear(name + "fc1", ffn, hidden, 1);
+  first_of_mlp(name + "fc1");
   linear(name + "fc2", hidden, ffn, branch_gain);
   norm(name + "final_layer_norm");
 }
@@ -162,7 +221,7 @@ uint64_t Writer::run() {
   const std::string decoder = "model.decoder.";
   const int64_t hidden = shape_.hidden, width = shape_.embedding;
   const double spread = 1 / std::sqrt(double(width));
-  tensor(decoder + "embed_tokens.weight", {shape_.vocab, width}, spread);
+  matrix(decoder + "embed_tokens", shape_.vocab, width, spread, model_.head());
   tensor(decoder + "embed_positions.weight", {shape_.positions + 2, hidden}, spread);
   if (width != hidden) {
     tensor(decoder + "project_in.weight", {hidden, width}, 1 / std::sqrt(double(width)));
@@ -228,11 +287,13 @@ nlohmann::json Writer::config() const {
   if (model_.bits == 16) return config;
   std::vector<std::string> kept;
   if (shape_.embedding != shape_.hidden) kept = {"model.decoder.project_in", "model.decoder.project_out"};
-  config["quantization_config"] =
-      packed_config_json({.layout = PackedLayout::gptq_v2,
-                          .bits = model_.bits,
-                          .group_size = model_.group_size ? model_.group_size : -1},
-                         {}, kept);
+  const int64_t group = model_.group_size ? model_.group_size : -1;
+  std::vector<PackedException> exceptions;
+  if (model_.head() != 16)
+    exceptions.push_back({"model.decoder.embed_tokens", PackedLayout::gptq_v2, model_.head(), group});
+  config["quantization_config"] = packed_config_json(
+      {.layout = PackedLayout::gptq_v2, .bits = model_.bits, .group_size = group}, exceptions, kept);
+  config["quantization_config"]["lm_head"] = model_.head() != 16;
   return config;
 }
 
@@ -244,6 +305,13 @@ std::string random_shapes() {
   return names;
 }
 
+std::vector<std::pair<int64_t, int64_t>> linear_shapes(const std::string& name) {
+  const OptShape* shape = shape_named(name);
+  if (!shape) throw Error("shape is \"" + name + "\", expected one of: " + random_shapes());
+  const int64_t hidden = shape->hidden;
+  return {{hidden, hidden}, {4 * hidden, hidden}, {hidden, 4 * hidden}, {shape->vocab, shape->embedding}};
+}
+
 void RandomModel::check() const {
   const OptShape* known = shape_named(shape);
   if (!known) throw Error("--random-model is \"" + shape + "\", expected one of: " + random_shapes());
@@ -251,16 +319,25 @@ void RandomModel::check() const {
     throw Error(str("--layers is ", layers, ", expected 1 to the ", known->layers, " blocks of ", shape));
   if (bits != 16 && bits != 2 && bits != 3 && bits != 4 && bits != 8)
     throw Error(str("--bits is ", bits, ", expected 16, 2, 3, 4 or 8"));
-  if (group_size < 0 || (group_size > 0 && known->hidden % group_size != 0))
-    throw Error(str("--group-size is ", group_size, ", expected 0 or a divisor of ", known->hidden));
+  const int64_t width = head() != 16 ? std::gcd(known->hidden, known->embedding) : known->hidden;
+  if (group_size < 0 || (group_size > 0 && width % group_size != 0))
+    throw Error(str("--group-size is ", group_size, ", expected 0 or a divisor of ", width));
+  if (head_bits != 0 && head_bits != 16 && head_bits != 2 && head_bits != 3 && head_bits != 4 &&
+      head_bits != 8)
+    throw Error(str("--head-bits is ", head_bits, ", expected 16, 2, 3, 4 or 8"));
+  if (bits == 16 && head() != 16)
+    throw Error("--head-bits makes no sense with --bits 16: a float model is stored without codes");
+  if (relu_zeros < 0 || relu_zeros > 0.999)
+    throw Error(str("--relu-zeros is ", relu_zeros, ", expected 0 to 0.999"));
   if (bits == 16 && group_size > 0)
     throw Error("--group-size makes no sense with --bits 16: binary16 weights have no groups");
 }
 
-uint64_t write_random_model(const RandomModel& model, const std::filesystem::path& folder, bool overwrite) {
+uint64_t write_random_model(Backend& backend, const RandomModel& model, const std::filesystem::path& folder,
+                            const CheckpointWriter::Options& options) {
   model.check();
-  CheckpointWriter out(folder, {.overwrite = overwrite});
-  return Writer(model, *shape_named(model.shape), out).run();
+  CheckpointWriter out(folder, options);
+  return Writer(model, *shape_named(model.shape), backend, out).run();
 }
 
 }  // namespace ballast

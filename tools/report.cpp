@@ -39,19 +39,7 @@ void check_report_path(const std::string& path) {
 }
 
 void write_report(const std::string& path, const std::vector<ReportSource>& sources) {
-  const std::string page = report_page(sources);
-  const fs::path temporary = path + ".writing";
-  std::error_code ignored;
-  fs::remove(temporary, ignored);
-  try {
-    OutputFile file(temporary);
-    file.write(page);
-    file.finish();
-    fs::rename(temporary, path);
-  } catch (...) {
-    fs::remove(temporary, ignored);
-    throw;
-  }
+  replace_file(path, report_page(sources));
 }
 
 Subcommand add_report(CLI::App& root, const GlobalOptions&) {

@@ -1,52 +1,74 @@
 #!/usr/bin/env python3
-"""Measures every form of compensation on the bundled model and writes RESULTS.md.
+"""Measures methods, widths and compensation on the bundled model: rows to bench/results.json, tables to RESULTS.md.
 
-usage: results.py BALLAST MODEL SHARED OUTPUT      (make results calls it; about 20 minutes on two cores)
+usage: results.py BALLAST MODEL SHARED [ONLY]      (make results calls it; about an hour on two idle cores)
 
-SHARED holds `wikitext-2-raw/wiki.test.raw` and `calibration/{c4,wiki}.utf8`. Perplexity: GPTQ's protocol, windows of the model's
-context over the whole WikiText-2 test set. KL divergence and top-1 agreement: against the float model over the first KL_WINDOWS.
+SHARED holds `wikitext-2-raw/wiki.test.raw`, `ptb/ptb.test.txt` and `calibration/{c4,wiki}.utf8`. ONLY, a regular expression, measures
+the rows whose "table/name" it finds and keeps what is known of the others.
 """
 import datetime
 import json
 import pathlib
 import platform
+import re
+import resource
 import subprocess
 import sys
 import tempfile
 
-KL_WINDOWS = 120
+KL_WINDOWS = 60
+OTHER_WINDOWS = 100  # of PTB and C4
 SAMPLES, LENGTH, SEED = 128, 512, 0
+BARE = ["--compensate", "none"]
+CHANNEL = ["--compensate", "channel", "--no-correct-drift"]
+JOINT = ["--compensate", "joint", "--correct-drift"]
 FORMS = {
-    "RTN": ["--method", "rtn", "--compensate", "none"],
-    "RTN + channel": ["--method", "rtn", "--compensate", "channel", "--no-correct-drift"],
-    "RTN + channel + drift": ["--method", "rtn", "--compensate", "channel", "--correct-drift"],
-    "GPTQ": ["--method", "gptq", "--compensate", "none"],
-    "GPTQ + channel": ["--method", "gptq", "--compensate", "channel", "--no-correct-drift"],
-    "GPTQ + channel + drift": ["--method", "gptq", "--compensate", "channel", "--correct-drift"],
+    "RTN": ["--method", "rtn", *BARE],
+    "RTN + channel": ["--method", "rtn", *CHANNEL],
+    "GPTQ": ["--method", "gptq", *BARE],
+    "GPTQ + channel": ["--method", "gptq", *CHANNEL],
     "GPTQ + position": ["--method", "gptq", "--compensate", "position", "--no-correct-drift"],
-    "GPTQ + joint": ["--method", "gptq", "--compensate", "joint", "--no-correct-drift"],
-    "GPTQ + joint + drift": ["--method", "gptq", "--compensate", "joint", "--correct-drift"],
+    "GPTQ + joint + drift": ["--method", "gptq", *JOINT],
+    "GPTQ + 16 sweeps": ["--method", "gptq", "--sweeps", "16", *BARE],
+    "COMQ": ["--method", "comq", *BARE],
+    "COMQ + joint + drift": ["--method", "comq", *JOINT],
+    "OAC (GPTQ)": ["--method", "gptq", "--curvature", "output-adaptive", *BARE],
+    "guided (GPTQ)": ["--method", "gptq", "--curvature", "guided", *BARE],
+    "SpQR": ["--method", "spqr", *BARE],
+    "SpQR + joint + drift": ["--method", "spqr", *JOINT],
+    "OAC (SpQR)": ["--method", "spqr", "--curvature", "output-adaptive", *BARE],
+    "BiLLM": ["--method", "billm", *BARE],
+    "BiLLM + joint + drift": ["--method", "billm", *JOINT],
+    "OAC (BiLLM)": ["--method", "billm", "--curvature", "output-adaptive", *BARE],
     "fast": ["--recipe", "fast"],
     "balanced (default)": ["--recipe", "balanced"],
     "best": ["--recipe", "best"],
 }
-ALL = [name for name in FORMS if name not in ("RTN + channel + drift", "GPTQ + channel + drift")]
-SHORT = ["GPTQ", "GPTQ + joint", "GPTQ + joint + drift"]
-# Title, flags, and the forms measured with each calibration text. C4 rows get the whole test set as well.
+RECIPES = ["fast", "balanced (default)", "best"]
+COMMON = ["RTN", "RTN + channel", "GPTQ", "GPTQ + channel", "GPTQ + joint + drift", "COMQ", "COMQ + joint + drift", *RECIPES]
+SPQR = ["SpQR", "SpQR + joint + drift"]
+# Title, flags, forms; calibrated on the first half of C4 unless the title says otherwise.
 TABLES = [
-    ("W3 per row", ["--bits", "3"], {"C4": ALL, "Wikipedia": SHORT, "self": SHORT}),
-    ("W2 g64", ["--bits", "2", "--group-size", "64"],
-     {"C4": [name for name in ALL if name != "GPTQ + position"], "Wikipedia": SHORT, "self": SHORT}),
+    ("3 bits, one group per row", ["--bits", "3"], COMMON + ["GPTQ + position", "GPTQ + 16 sweeps"]),
+    ("2 bits, groups of 64", ["--bits", "2", "--group-size", "64"], COMMON + ["GPTQ + 16 sweeps", "OAC (GPTQ)", "guided (GPTQ)"]),
+    ("4 bits, one group per row", ["--bits", "4"], COMMON),
+    ("SpQR, 2 bits in groups of 16", ["--bits", "2"], SPQR + ["OAC (SpQR)"]),
+    ("SpQR, 3 bits in groups of 16", ["--bits", "3"], SPQR),
+    ("BiLLM", [], ["BiLLM", "BiLLM + joint + drift", "OAC (BiLLM)"]),
+    ("Widths chosen by layer: 3 bits on average", ["--target-bits", "3", "--group-size", "64"], RECIPES),
+    ("Widths chosen by layer: 2.5 bits on average", ["--target-bits", "2.5", "--group-size", "64"], RECIPES),
+    ("3 bits, groups of 128", ["--bits", "3", "--group-size", "128"], ["GPTQ", *RECIPES]),
+    ("2 bits, groups of 32", ["--bits", "2", "--group-size", "32"], ["GPTQ", *RECIPES]),
+    ("2 bits, groups of 64, calibrated on Wikipedia", ["--bits", "2", "--group-size", "64"], ["GPTQ", *RECIPES]),
+    ("2 bits, groups of 64, calibrated on the model's own text", ["--bits", "2", "--group-size", "64"], ["GPTQ", *RECIPES]),
 ]
 
 
-def run(ballast, *arguments):
-    command = [ballast, *map(str, arguments), "--json", "--quiet"]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-
-
-def perplexity(ballast, folder, text, *more):
-    return run(ballast, "perplexity", "-m", folder, "--text", text, "--dataset", "wikitext2", *more)
+def halves(path):
+    """The two halves of a text, cut at a line end."""
+    text = path.read_bytes()
+    middle = text.index(b"\n", len(text) // 2) + 1
+    return text[:middle], text[middle:]
 
 
 def processor():
@@ -56,43 +78,89 @@ def processor():
     return platform.machine()
 
 
-def measure(ballast, model, text, folder, source, path, name, flags):
-    report = run(ballast, "quantize", "-m", model, "-o", folder, *flags, *FORMS[name], "--calibration", path, "--samples", SAMPLES,
-                 "--length", LENGTH, "--seed", SEED, "--force")
-    whole = f"{perplexity(ballast, folder, text)['perplexity']:.2f}" if source == "C4" else "–"
-    near = perplexity(ballast, folder, text, "--reference", model, "--chunks", KL_WINDOWS)
-    layers = report["layers"]
-    before, after = (100 * sum(layer[key] for layer in layers) / len(layers) for key in ("error_before", "error_after"))
-    return (f"| {name} | {source} | {report['bits_per_weight']:.2f} | {whole} | {near['kl_mean']:.4f} ± "
-            f"{near['kl_standard_error']:.4f} | {100 * near['top1_agreement']:.1f} | {before:.2f} | {after:.2f} | "
-            f"{report['seconds']:.0f} |")
+class Measurement:
+    def __init__(self, ballast, model, shared, scratch):
+        self.ballast, self.model, self.scratch = ballast, model, scratch
+        first, second = halves(shared / "calibration/c4.utf8")
+        (scratch / "c4-first.txt").write_bytes(first)
+        (scratch / "c4-second.txt").write_bytes(second)
+        self.calibration = {"C4": scratch / "c4-first.txt", "Wikipedia": shared / "calibration/wiki.utf8", "own": "self"}
+        self.texts = {"wikitext2": [shared / "wikitext-2-raw/wiki.test.raw", "--dataset", "wikitext2"],
+                      "ptb": [shared / "ptb/ptb.test.txt", "--dataset", "ptb", "--chunks", OTHER_WINDOWS],
+                      "c4": [scratch / "c4-second.txt", "--chunks", OTHER_WINDOWS]}
+
+    def run(self, *arguments):
+        command = [self.ballast, *map(str, arguments), "--json", "--quiet"]
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+    def perplexities(self, folder):
+        return {name: self.run("perplexity", "-m", folder, "--text", *text)["perplexity"] for name, text in self.texts.items()}
+
+    def row(self, title, flags, form):
+        source = "Wikipedia" if "Wikipedia" in title else "own" if "own text" in title else "C4"
+        folder = self.scratch / "model"
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        report = self.run("quantize", "-m", self.model, "-o", folder, *flags, *FORMS[form], "--calibration", self.calibration[source],
+                          "--samples", SAMPLES, "--length", LENGTH, "--seed", SEED, "--force")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        near = self.run("perplexity", "-m", folder, "--text", *self.texts["wikitext2"], "--reference", self.model, "--chunks", KL_WINDOWS)
+        return {"bits_per_weight": report["bits_per_weight"], "seconds": report["seconds"],
+                "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+                "peak_memory_bytes": report["peak_memory_bytes"], "kl": near["kl_mean"], "kl_error": near["kl_standard_error"],
+                "top1": 100 * near["top1_agreement"], "perplexity": self.perplexities(folder)}
+
+
+def table_line(name, row):
+    ppl = row["perplexity"]
+    return (f"| {name} | {row['bits_per_weight']:.2f} | {ppl['wikitext2']:.2f} | {ppl['ptb']:.2f} | {ppl['c4']:.2f} | "
+            f"{row['kl']:.4f} ± {row['kl_error']:.4f} | {row['top1']:.1f} | {row['cpu_seconds']:.0f} | "
+            f"{row['peak_memory_bytes'] / 2**20:.0f} |")
+
+
+def document(results):
+    ppl = results["float"]
+    lines = ["# Results", "", f"Written by `make results`, last on {results['date']}; {results['version']}; {results['processor']}. The same rows "
+             "are in `bench/results.json`.", "",
+             "**Model:** the bundled one (4.3 M parameters, context 512), weights of all block layers quantized. **Calibration:** "
+             f"{SAMPLES} × {LENGTH} tokens, seed {SEED}, of the first half of the C4 text. **Perplexity:** windows of 512 that do not "
+             f"overlap: all of the WikiText-2 test set, the first {OTHER_WINDOWS} of the PTB test set, and as many of the second half of the "
+             "C4 text, which is short: that column is not comparable with the papers' C4. **KL** (nats, ± standard error) and **top-1** agreement: against the float "
+             f"model, the first {KL_WINDOWS} windows of WikiText-2. **Bits** count every stored byte of the quantized matrices: scales, "
+             "zero points, outliers, bitmaps, position vectors. **CPU s** are seconds of all cores together for the whole "
+             "`quantize` command; **MiB** is its peak memory.", "",
+             f"Float: WikiText-2 {ppl['wikitext2']:.2f}, PTB {ppl['ptb']:.2f}, C4 {ppl['c4']:.2f}."]
+    for title, flags, forms in TABLES:
+        rows = [(form, results["rows"].get(f"{title}/{form}")) for form in forms]
+        lines += ["", f"## {title}", "", "`" + " ".join(flags) + "`" if flags else "`--method billm`", "",
+                  "| method | bits | WikiText-2 | PTB | C4 | KL | top-1 % | CPU s | MiB |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+        lines += [table_line(form, row) for form, row in rows if row]
+    return "\n".join(lines) + "\n"
 
 
 def main():
-    if len(sys.argv) != 5:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
-    ballast, model, shared, output = sys.argv[1], *map(pathlib.Path, sys.argv[2:])
-    text = shared / "wikitext-2-raw/wiki.test.raw"
-    sources = {"C4": shared / "calibration/c4.utf8", "Wikipedia": shared / "calibration/wiki.utf8", "self": "self"}
+    ballast, model, shared = sys.argv[1], *map(pathlib.Path, sys.argv[2:4])
+    only = re.compile(sys.argv[4] if len(sys.argv) == 5 else "")
+    store = pathlib.Path("bench/results.json")
+    store.parent.mkdir(exist_ok=True)
+    known = json.loads(store.read_text(encoding="utf-8")) if only.pattern and store.exists() else {"rows": {}}
     version = subprocess.run([ballast, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[0]
-    reference = perplexity(ballast, model, text)
-    lines = ["# Results", "",
-             f"Written by `make results` on {datetime.date.today()}; {version}; {processor()}.", "",
-             f"Bundled model (4.3 M parameters), weights of all block layers quantized, calibration {SAMPLES} × {LENGTH} tokens, seed "
-             f"{SEED}. Perplexity: WikiText-2 test, GPTQ's protocol, {reference['windows']} windows of {reference['context']}; float "
-             f"{reference['perplexity']:.2f}. KL divergence (nats, ± standard error) and top-1 agreement with the float model: the first "
-             f"{KL_WINDOWS} windows. Errors are the mean over layers of E‖(W − Q)x − c‖² / E‖Wx‖² on the calibration inputs, in per "
-             "cent, without and with the compensation c."]
+    names = [f"{title}/{form}" for title, _, forms in TABLES for form in forms]
+    results = {"date": str(datetime.date.today()), "version": version, "processor": processor(),
+               "rows": {name: row for name, row in known["rows"].items() if name in names}}
     with tempfile.TemporaryDirectory() as scratch:
+        measurement = Measurement(ballast, model, shared, pathlib.Path(scratch))
+        results["float"] = known.get("float") or measurement.perplexities(model)
         for title, flags, forms in TABLES:
-            lines += ["", f"## {title}", "",
-                      "| method | calibration | bits/weight | perplexity | KL | top-1 % | error | compensated | seconds |",
-                      "|---|---|---|---|---|---|---|---|---|"]
-            for source, names in forms.items():
-                for name in names:
-                    lines.append(measure(ballast, model, text, pathlib.Path(scratch) / "model", source, sources[source], name, flags))
-                    print(lines[-1], flush=True)
-                    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            for form in forms:
+                name = f"{title}/{form}"
+                if not only.search(name):
+                    continue
+                results["rows"][name] = measurement.row(title, flags, form)
+                print(title, table_line(form, results["rows"][name]), flush=True)
+                store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                pathlib.Path("RESULTS.md").write_text(document(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

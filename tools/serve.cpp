@@ -5,6 +5,7 @@
 
 #include "engine/server/service.h"
 #include "tools/console.h"
+#include "tools/flags.h"
 #include "tools/loaded_model.h"
 #include "tools/model_summary.h"
 #include "tools/subcommand.h"
@@ -14,7 +15,7 @@ namespace ballast {
 namespace {
 
 struct ServeOptions {
-  std::string model, name, chat_template, prefix_cache = "shared";
+  std::string model, name, chat_template, prefix_cache = "shared", activations = "f32";
   int64_t slots = 16, context = 0, cache_positions = 0, batch_tokens = 512, queue = -1;
   double pass_seconds = 0.25;
   int max_logprobs = 5;
@@ -67,7 +68,7 @@ void serve(const ServeOptions& options, const GlobalOptions& global) {
   warn_when_public(service_settings);
   spdlog::info("listening on {}, loading {}", service.address(), options.model);
 
-  const auto backend = find_backend(global.backend);
+  const auto backend = find_backend(global.backend_with(options.activations));
   const LoadedModel loaded = load(options.model, *backend);
   const int64_t positions = loaded.model->facts().max_positions;
   if (options.context > positions)
@@ -142,6 +143,7 @@ void add_engine_flags(CLI::App& app, ServeOptions& options) {
       ->type_name("WHO")
       ->check(CLI::IsMember({"shared", "per-key", "off"}))
       ->capture_default_str();
+  add_activations_flag(app, options.activations);
 }
 
 void add_limit_flags(CLI::App& app, ServeOptions& options) {

@@ -29,6 +29,8 @@ Subcommand add_generate(CLI::App& root, const GlobalOptions& global);
 Subcommand add_perplexity(CLI::App& root, const GlobalOptions& global);
 Subcommand add_quantize(CLI::App& root, const GlobalOptions& global);
 Subcommand add_export(CLI::App& root, const GlobalOptions& global);
+Subcommand add_classify(CLI::App& root, const GlobalOptions& global);
+Subcommand add_evaluate(CLI::App& root, const GlobalOptions& global);
 Subcommand add_report(CLI::App& root, const GlobalOptions& global);
 Subcommand add_inspect(CLI::App& root, const GlobalOptions& global);
 Subcommand add_serve(CLI::App& root, const GlobalOptions& global);

@@ -147,7 +147,7 @@ struct CheckpointWriter::State {
   void write_small(const std::string& name, std::string_view content) {
     OutputFile file(temporary->path() / name);
     file.write(content);
-    file.finish();
+    file.finish(options.durable);
   }
 
   void write_shard(const Shard& shard) {
@@ -163,13 +163,17 @@ struct CheckpointWriter::State {
         spool->discard(tensor.offset + done, here);
       }
     }
-    file.finish();
+    file.finish(options.durable);
   }
 
   void publish(const std::string& name) {
     std::error_code error;
     fs::rename(temporary->path() / name, folder / name, error);
     if (error) throw RuntimeFailure(str((folder / name).string(), ": cannot rename: ", error.message()));
+  }
+
+  void sync() const {
+    if (options.durable) sync_folder(folder);
   }
 
   void remove_old(const std::string& name) {
@@ -285,15 +289,15 @@ void CheckpointWriter::finish(const nlohmann::json& config) {
     const auto old = checkpoint_files(state.folder);
     if (std::find(old.begin(), old.end(), "config.json") != old.end()) {
       state.remove_old("config.json");
-      sync_folder(state.folder);
+      state.sync();
     }
     for (const std::string& name : old)
       if (name != "config.json" && std::find(names.begin(), names.end(), name) == names.end())
         state.remove_old(name);
     for (const std::string& name : names) state.publish(name);
-    sync_folder(state.folder);
+    state.sync();
     state.publish("config.json");
-    sync_folder(state.folder);
+    state.sync();
   });
   state.finished = true;
   state.spool.reset();

@@ -23,6 +23,7 @@ class CheckpointWriter {
   struct Options {
     bool overwrite = false;  ///< replace an existing checkpoint in the folder
     uint64_t max_shard_bytes = uint64_t(5) << 30;
+    bool durable = true;  ///< false: no fsync, for a folder that nobody keeps
   };
   /// Creates the folder. Error if it holds a checkpoint and `overwrite` is not set, is not writable, or is
   /// being written by another process.

@@ -76,9 +76,25 @@ void OutputFile::cut(uint64_t size) {
   size_ = size;
 }
 
-void OutputFile::finish() {
-  sync();
+void OutputFile::finish(bool durable) {
+  if (durable) sync();
   if (::close(std::exchange(file_, -1)) != 0) fail("close");
+}
+
+void replace_file(const std::filesystem::path& path, std::string_view bytes) {
+  std::filesystem::path temporary = path;
+  temporary += ".writing";
+  std::error_code ignored;
+  std::filesystem::remove(temporary, ignored);
+  try {
+    OutputFile file(temporary);
+    file.write(bytes);
+    file.finish();
+    std::filesystem::rename(temporary, path);
+  } catch (...) {
+    std::filesystem::remove(temporary, ignored);
+    throw;
+  }
 }
 
 uint64_t free_space(const std::filesystem::path& folder) {

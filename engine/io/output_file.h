@@ -28,8 +28,8 @@ class OutputFile {
   void sync() const;
   /// Gives up all bytes beyond `size`.
   void cut(uint64_t size);
-  /// sync and close.
-  void finish();
+  /// sync, unless not `durable`, and close.
+  void finish(bool durable = true);
 
   uint64_t size() const { return size_; }
 
@@ -41,6 +41,9 @@ class OutputFile {
   int file_ = -1;
   uint64_t size_ = 0;
 };
+
+/// Writes a whole file under a temporary name beside `path` and renames it.
+void replace_file(const std::filesystem::path& path, std::string_view bytes);
 
 /// Bytes that an unprivileged process may still write where `folder` is; 2^64-1 if unknown.
 uint64_t free_space(const std::filesystem::path& folder);

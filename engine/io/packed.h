@@ -102,4 +102,9 @@ AffineMatrix read_packed(const Checkpoint& checkpoint, const PackedConfig& confi
 void write_packed(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
                   PackedLayout layout, bool symmetric = false);
 
+/// Writes a module in the GPTQ v2 layout from what its tensors hold: `qweight` [in_features*bits/32, out_features],
+/// binary16 `scales` [G, out_features] and one zero point for all.
+void write_gptq_words(CheckpointWriter& writer, const std::string& prefix, const AffineView& facts,
+                      const uint32_t* qweight, const uint16_t* scales, uint8_t zero_point);
+
 }  // namespace ballast

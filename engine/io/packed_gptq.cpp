@@ -6,6 +6,27 @@
 #include "engine/io/packed_layouts.h"
 
 namespace ballast {
+namespace {
+
+struct GptqData {
+  const uint32_t *qweight, *qzeros;
+  const uint16_t* scales;
+};
+
+void add_gptq(CheckpointWriter& writer, const std::string& prefix, const AffineView& facts,
+              const GptqData& data) {
+  const int64_t out_features = facts.out_features, in_features = facts.in_features,
+                groups = in_features / facts.group_size;
+  writer.add(prefix + ".qweight", "I32", {in_features * facts.bits / 32, out_features}, data.qweight);
+  writer.add(prefix + ".qzeros", "I32", {groups, out_features * facts.bits / 32}, data.qzeros);
+  writer.add(prefix + ".scales", "F16", {groups, out_features}, data.scales);
+  std::vector<int32_t> group_of(static_cast<size_t>(in_features));
+  for (int64_t i = 0; i < in_features; ++i) group_of[size_t(i)] = int32_t(i / facts.group_size);
+  writer.add(prefix + ".g_idx", "I32", {in_features}, group_of.data());
+}
+
+}  // namespace
+
 PackedLayout gptq_version(const Checkpoint& checkpoint, const StoredTensor& tensor, int bits, bool symmetric,
                           PackedLayout label) {
   if (!symmetric || tensor.bytes == 0) return label;
@@ -94,8 +115,6 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
         pack_codes(matrix.codes.data() + row * in_features + first,
                    std::min<int64_t>(1024, in_features - first), bits,
                    words.data() + first * bits / 32 * out_features + row, out_features);
-  writer.add(prefix + ".qweight", "I32", {rows, out_features}, words.data());
-
   std::vector<uint32_t> zeros(static_cast<size_t>(groups * zero_words));
   std::vector<uint16_t> scales(static_cast<size_t>(groups * out_features));
   std::vector<uint8_t> column(static_cast<size_t>(out_features));
@@ -108,12 +127,21 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
     }
     pack_codes(column.data(), out_features, bits, zeros.data() + group * zero_words);
   }
-  writer.add(prefix + ".qzeros", "I32", {groups, zero_words}, zeros.data());
-  writer.add(prefix + ".scales", "F16", {groups, out_features}, scales.data());
+  add_gptq(writer, prefix, matrix.facts(), {words.data(), zeros.data(), scales.data()});
+}
 
-  std::vector<int32_t> group_of(static_cast<size_t>(in_features));
-  for (int64_t i = 0; i < in_features; ++i) group_of[size_t(i)] = int32_t(i / matrix.group_size);
-  writer.add(prefix + ".g_idx", "I32", {in_features}, group_of.data());
+void write_gptq_words(CheckpointWriter& writer, const std::string& prefix, const AffineView& facts,
+                      const uint32_t* qweight, const uint16_t* scales, uint8_t zero_point) {
+  if (!layout_holds(PackedLayout::gptq_v2, facts.bits, facts.out_features, facts.in_features))
+    throw Error(str(prefix, ": the GPTQ layout cannot hold ", facts.out_features, " x ", facts.in_features,
+                    " weights of ", facts.bits, " bits: both sizes times bits must divide by 32"));
+  const int64_t groups = facts.in_features / facts.group_size,
+                zero_words = facts.out_features * facts.bits / 32;
+  const std::vector<uint8_t> row(static_cast<size_t>(facts.out_features), zero_point);
+  std::vector<uint32_t> zeros(static_cast<size_t>(groups * zero_words));
+  for (int64_t group = 0; group < groups; ++group)
+    pack_codes(row.data(), facts.out_features, facts.bits, zeros.data() + group * zero_words);
+  add_gptq(writer, prefix, facts, {qweight, zeros.data(), scales});
 }
 
 }  // namespace ballast

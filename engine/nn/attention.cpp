@@ -9,7 +9,9 @@ namespace ballast::nn {
 void AttentionBranch::mix(const ForwardContext& context, const TensorView& x, const OutputView& u) {
   Workspace::Scope scope(context.workspace);
   const int64_t tokens = x.shape[0], width = q.out_features();
-  CHECK(size_t(layer) < context.cache.size());
+  // Where every token sees every other there is no past to keep.
+  const bool cached = mask == Mask::causal;
+  CHECK(!cached || size_t(layer) < context.cache.size());
   const OutputView queries = context.workspace.floats({tokens, width});
   const OutputView keys = context.workspace.floats({tokens, width});
   const OutputView values = context.workspace.floats({tokens, width});
@@ -20,7 +22,7 @@ void AttentionBranch::mix(const ForwardContext& context, const TensorView& x, co
   context.backend.run(Attention{.q = queries,
                                 .k = keys,
                                 .v = values,
-                                .cache = context.cache[size_t(layer)],
+                                .cache = cached ? context.cache[size_t(layer)] : OutputView(),
                                 .spans = context.batch.spans,
                                 .heads = heads,
                                 .scale = scale,

@@ -1,5 +1,6 @@
 #include "engine/nn/backward.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "engine/nn/tape.h"
@@ -48,6 +49,21 @@ Loss next_token_loss(float scale) {
   };
 }
 
+Loss likeliest_class_loss(float scale) {
+  return [scale](const ForwardContext& context, const OutputView& logits) {
+    const int64_t rows = logits.shape[0], classes = logits.shape[1];
+    std::vector<float> values(size_t(rows * classes));
+    context.backend.copy_to_host(values.data(), logits.data, logits.bytes());
+    std::vector<int32_t> likeliest;
+    for (auto row = values.begin(); row != values.end(); row += classes)
+      likeliest.push_back(int32_t(std::max_element(row, row + classes) - row));
+    const Workspace::Scope scope(context.workspace);
+    const OutputView targets = context.workspace.tensor(DType::i32, {rows});
+    context.backend.copy_to_device(targets.as<void>(), likeliest.data(), targets.bytes());
+    return run_loss(context, {.targets = targets, .scale = scale, .logits = logits});
+  };
+}
+
 Loss distillation_loss(const TensorView& teacher, float scale) {
   return [teacher, scale](const ForwardContext& context, const OutputView& logits) {
     return run_loss(context, {.teacher = teacher, .scale = scale, .logits = logits});
@@ -76,7 +92,7 @@ double back_propagate(const ForwardContext& context, const BackwardPass& pass) {
   double loss = 0;
   {
     const Workspace::Scope end(workspace);
-    const OutputView logits = workspace.floats({pass.hidden.shape[0], pass.model.facts().vocab});
+    const OutputView logits = workspace.floats({pass.model.logit_rows(context.batch), pass.model.facts().vocab});
     record(recording, [&] {
       if (!pass.blocks.empty()) pass.blocks.back()->forward(recording, inputs.back());
       pass.model.head(recording, inputs.back(), logits);

@@ -16,6 +16,8 @@ using Loss = std::function<double(const ForwardContext& context, const OutputVie
 /// scale · Σ over sequences and positions of −log p(next token). The batch's spans are whole sequences; each
 /// one's last position has no next token.
 Loss next_token_loss(float scale = 1);
+/// scale · Σ over rows of logits of −log p(likeliest class): what a classifier is most sure of stands for a label.
+Loss likeliest_class_loss(float scale = 1);
 /// scale · Σ over positions of KL(softmax(teacher) ‖ softmax(logits)). `teacher`: f32 [tokens, vocab], logits or
 /// log-probabilities, outlives the loss.
 Loss distillation_loss(const TensorView& teacher, float scale = 1);

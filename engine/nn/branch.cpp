@@ -13,7 +13,7 @@ TensorView Branch::expand_input(const ForwardContext& context, const TensorView&
   } else if (context.tape) {  // the stream moves on in place
     x = context.tape->copy(context, hidden);
   }
-  context.observe(*expand().front(), x);
+  if (context.observer) context.observe(*expand().front(), x);  // expand() makes a list
   return x;
 }
 

@@ -12,7 +12,24 @@ void Batch::add(std::span<const int32_t> ids, int64_t past, const PageTable& pag
   }
 }
 
+void Batch::add_images(const nn::ImageFacts& facts, int64_t count) {
+  CHECK(ids_.empty() && (patch_values_ == 0 || patch_values_ == facts.patch_values()));
+  patch_values_ = facts.patch_values();
+  image_values_ = facts.patches() * patch_values_;
+  for (int64_t i = 0; i < count; ++i) {
+    spans_.push_back({.first_row = int32_t(positions_.size()), .rows = int32_t(facts.tokens)});
+    for (int32_t position = 0; position < facts.tokens; ++position) positions_.push_back(position);
+  }
+  patches_.resize(patches_.size() + size_t(count * image_values_));
+}
+
+std::span<float> Batch::image(int64_t index) {
+  return std::span(patches_).subspan(size_t(index * image_values_), size_t(image_values_));
+}
+
 void Batch::clear() {
+  patch_values_ = image_values_ = 0;
+  patches_.clear();
   ids_.clear();
   positions_.clear();
   logit_rows_.clear();
@@ -21,9 +38,13 @@ void Batch::clear() {
 
 nn::BatchRows Batch::rows() const {
   const Shape shape{tokens()};
-  return {.ids = {ids_.data(), DType::i32, shape},
-          .positions = {positions_.data(), DType::i32, shape},
-          .spans = spans_};
+  nn::BatchRows rows{.positions = {positions_.data(), DType::i32, shape}, .spans = spans_};
+  if (patch_values_ == 0) {
+    rows.ids = {ids_.data(), DType::i32, shape};
+  } else {
+    rows.patches = {patches_.data(), DType::f32, {int64_t(patches_.size()) / patch_values_, patch_values_}};
+  }
+  return rows;
 }
 
 }  // namespace ballast

@@ -40,6 +40,13 @@ TensorView Runner::logits(const Batch& batch, const TensorView& hidden, int64_t 
 
 TensorView Runner::run(const Batch& batch) {
   const TensorView all = hidden(batch);
+  if (model_.facts().image) {
+    const nn::BatchRows images = batch.rows();
+    const OutputView out = sized(backend_, logits_, model_.logit_rows(images), model_.facts().vocab);
+    Workspace::Scope scope(workspace_);
+    model_.head(context(images), all, out);
+    return out;
+  }
   const int64_t count = int64_t(batch.logit_rows().size());
   return count == 0 ? TensorView{} : logits(batch, all, 0, count);
 }

@@ -1,47 +1,29 @@
-// Attention and layer normalization, one instruction set (see simd.h).
+// Attention, one instruction set (see simd.h).
 //
-// Work partition: a call owns one head and a range of query rows. Scores: lanes are the 16 positions of a
-// page, the head's dimensions ascend. Values: lanes are dimensions, positions ascend. The sum of exponentials
-// keeps one partial sum per lane and folds them once. All three orders depend on absolute positions alone.
+// Work partition: a call owns one head and a range of query rows. Positions are taken in blocks of kAttentionBlock
+// that start at absolute positions. A block by itself gives each query its largest score, its sum of exponentials and
+// its sum of values; blocks are then joined in ascending order (online softmax: Milakov and Gimelshein, arXiv
+// 1805.02867). Scores: lanes are the 16 positions of a page, the head's dimensions ascend. Values: lanes are
+// dimensions, positions ascend. The sum of exponentials keeps one partial sum per lane and folds them once. All
+// orders depend on absolute positions alone: whether one thread does all blocks of a query or several share them,
+// and which queries are done together, changes no bit.
 #pragma once
-
-#include <math.h>
 
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/simd.h"
 
 namespace ballast::BALLAST_ISA {
 
-struct RowMoments {
-  float mean, inverse;  ///< inverse: 1 / sqrt(variance + epsilon)
-};
-static inline RowMoments row_moments(const float* x, float epsilon, int64_t hidden) {
-  const int64_t whole = hidden / kLanes * kLanes;
-  F sums = broadcast(0);
-  for (int64_t i = 0; i < whole; i += kLanes) sums = add(sums, load(x + i));
-  float total = sum(sums);
-  for (int64_t i = whole; i < hidden; ++i) total += x[i];
-  const float mean = total / float(hidden);
-
-  F squares = broadcast(0);
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    const F centred = sub(load(x + i), broadcast(mean));
-    squares = fma(centred, centred, squares);
-  }
-  float variance = sum(squares);
-  for (int64_t i = whole; i < hidden; ++i) variance = __builtin_fmaf(x[i] - mean, x[i] - mean, variance);
-  return {mean, 1.0f / sqrtf(variance / float(hidden) + epsilon)};
-}
-
-static void layernorm(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,
-                      float* y) {
-  const auto [mean, inverse] = row_moments(x, epsilon, hidden);
-  for (int64_t i = 0; i < hidden; ++i) {
-    float value = (x[i] - mean) * inverse;
-    if (weight) value = value * weight[i];
-    y[i] = bias ? value + bias[i] : value;
-  }
-}
+// Queries that share the loads of keys and values, and for a query alone the pages and vectors of dimensions that
+// keep the multipliers busy.
+#if defined(BALLAST_AVX512)
+inline constexpr int kQueries = 12, kPagesOfOne = 8, kVectorsOfOne = 4;
+#elif defined(BALLAST_AVX2)
+inline constexpr int kQueries = 6, kPagesOfOne = 4, kVectorsOfOne = 4;
+#else
+inline constexpr int kQueries = 4, kPagesOfOne = 1, kVectorsOfOne = 1;
+#endif
+static_assert(kQueries <= kMostQueries && kAttentionBlock % (kPagesOfOne * kLanes) == 0);
 
 static inline float* key_page(const AttentionTask& task, int64_t position, int64_t head) {
   const int64_t page_floats = task.head_dim * kLanes;
@@ -63,22 +45,11 @@ static void append(const AttentionTask& task, int64_t head) {
   }
 }
 
-// scores[query][page positions] for QUERIES queries against one page.
-template <int QUERIES>
-static inline void score_page(const float* keys, const float* q, int64_t head_dim, float* scores,
-                              int64_t stride) {
-  F sums[QUERIES];
-  for (int i = 0; i < QUERIES; ++i) sums[i] = broadcast(0);
-  for (int64_t d = 0; d < head_dim; ++d) {
-    const F key = load(keys + d * kLanes);
-#pragma GCC unroll 4
-    for (int i = 0; i < QUERIES; ++i) sums[i] = fma(broadcast(q[i * head_dim + d]), key, sums[i]);
-  }
-  for (int i = 0; i < QUERIES; ++i) store(scores + i * stride, sums[i]);
-}
-
-// In place: scores of `count` positions -> probabilities; lanes beyond count become 0. Returns 1 / sum.
-static inline float softmax(float* scores, int64_t count) {
+struct BlockSum {
+  float top, total;  ///< largest score; Σ exp(score − top)
+};
+// In place: score -> exp(score − top) for `count` positions; lanes beyond count become 0.
+static inline BlockSum exponentials(float* scores, int64_t count) {
   const int64_t blocks = (count + kLanes - 1) / kLanes;
   const int tail = int(count - (blocks - 1) * kLanes);
   const F lowest = broadcast(-3.0e38f);
@@ -102,71 +73,235 @@ static inline float softmax(float* scores, int64_t count) {
     store(scores + b * kLanes, value);
     sums = add(sums, value);
   }
-  return 1.0f / sum(sums);
+  return {top, sum(sums)};
 }
 
-// out[query][d] = Σ_j p[query][j] v[j][d] for one vector of dimensions.
-template <int QUERIES>
-static inline void mix_values(const AttentionTask& task, int64_t head, const float* scores, int64_t stride,
-                              int64_t count, int64_t d, const float* inverse, float* const* out) {
-  F sums[QUERIES];
-  for (int i = 0; i < QUERIES; ++i) sums[i] = broadcast(0);
-  const int64_t width = task.head_dim - d < kLanes ? task.head_dim - d : kLanes;
-  for (int64_t j0 = 0; j0 < count; j0 += kLanes) {
-    const float* values = value_page(task, j0, head) + d;
-    const int64_t positions = count - j0 < kLanes ? count - j0 : kLanes;
-    for (int64_t j = 0; j < positions; ++j) {
-      F value;
-      if (width == kLanes) {
-        value = load(values + j * task.head_dim);
-      } else {
-        float part[kLanes] = {};
-        for (int64_t i = 0; i < width; ++i) part[i] = values[j * task.head_dim + i];
-        value = load(part);
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < QUERIES; ++i) sums[i] = fma(broadcast(scores[i * stride + j0 + j]), value, sums[i]);
+static float softmax(float* row, int64_t count) {
+  return 1.0f / exponentials(row, count).total;
+}
+
+// scores[query][page][16] of QUERIES queries and PAGES pages; `next` are pages to fetch meanwhile, if any.
+template <int QUERIES, int PAGES>
+static inline void score_pages(const float* const* keys, const float* const* next, const float* q,
+                               int64_t head_dim, float* scores) {
+  F sums[QUERIES][PAGES];
+  for (int i = 0; i < QUERIES; ++i)
+    for (int p = 0; p < PAGES; ++p) sums[i][p] = broadcast(0);
+  for (int64_t d = 0; d < head_dim; ++d) {
+    F key[PAGES];
+#pragma GCC unroll 8
+    for (int p = 0; p < PAGES; ++p) {
+      key[p] = load(keys[p] + d * kLanes);
+      if (next) __builtin_prefetch(next[p] + d * kLanes);
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < QUERIES; ++i) {
+      const F query = broadcast(q[i * head_dim + d]);
+#pragma GCC unroll 8
+      for (int p = 0; p < PAGES; ++p) sums[i][p] = fma(query, key[p], sums[i][p]);
     }
   }
-  for (int i = 0; i < QUERIES; ++i) {
-    float part[kLanes];
-    store(part, mul(sums[i], broadcast(inverse[i])));
-    for (int64_t lane = 0; lane < width; ++lane) out[i][d + lane] = part[lane];
-  }
+  for (int i = 0; i < QUERIES; ++i)
+    for (int p = 0; p < PAGES; ++p) store(scores + i * kAttentionBlock + p * kLanes, sums[i][p]);
 }
+
+static inline F load_first(const float* p, int64_t count) {
+  float part[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return load(part);
+}
+
+// sums[query][d …] = Σ_j weights[query][j] v[j][d …] over the `count` positions of a block from `begin` on, for
+// VECTORS vectors of dimensions, or, where not WHOLE, for one of which `width` dimensions are left.
+template <int QUERIES, int VECTORS, bool WHOLE = true>
+static inline void mix_values(const AttentionTask& task, int64_t head, int64_t begin, int64_t count,
+                              const float* weights, int64_t d, int64_t width, float* out) {
+  F sums[QUERIES][VECTORS];
+  for (int i = 0; i < QUERIES; ++i)
+    for (int n = 0; n < VECTORS; ++n) sums[i][n] = broadcast(0);
+  for (int64_t j0 = 0; j0 < count; j0 += kLanes) {
+    const float* values = value_page(task, begin + j0, head) + d;
+    // The page behind is fetched while this one is read, for a query alone, whose values come from memory.
+    const bool more = QUERIES == 1 && j0 + kLanes < count;
+    const float* next = more ? value_page(task, begin + j0 + kLanes, head) + d : values;
+    const int64_t positions = count - j0 < kLanes ? count - j0 : kLanes;
+    for (int64_t j = 0; j < positions; ++j) {
+      F value[VECTORS];
+#pragma GCC unroll 4
+      for (int n = 0; n < VECTORS; ++n) {
+        const float* from = values + j * task.head_dim + n * kLanes;
+        value[n] = WHOLE ? load(from) : load_first(from, width);
+        if (QUERIES == 1) __builtin_prefetch(next + j * task.head_dim + n * kLanes);
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < QUERIES; ++i) {
+        const F weight = broadcast(weights[i * kAttentionBlock + j0 + j]);
+#pragma GCC unroll 4
+        for (int n = 0; n < VECTORS; ++n) sums[i][n] = fma(weight, value[n], sums[i][n]);
+      }
+    }
+  }
+  for (int i = 0; i < QUERIES; ++i)
+    for (int n = 0; n < VECTORS; ++n) {
+      if (WHOLE) {
+        store(out + i * task.head_dim + d + n * kLanes, sums[i][n]);
+        continue;
+      }
+      float part[kLanes];
+      store(part, sums[i][n]);
+      for (int64_t lane = 0; lane < width; ++lane) out[i * task.head_dim + d + lane] = part[lane];
+    }
+}
+
+// One block for QUERIES queries, of which query i sees count[i] > 0 positions of the block or none. `q` is scaled.
+// sums [query][head_dim] are not divided by the totals.
+template <int QUERIES>
+static inline void attend_block(const AttentionTask& task, int64_t head, int64_t block, const float* q,
+                                const int64_t* count, float* scores, float* sums, BlockSum* block_sums) {
+  const int64_t begin = block * kAttentionBlock;
+  int64_t longest = 0;
+  for (int i = 0; i < QUERIES; ++i) longest = count[i] > longest ? count[i] : longest;
+  constexpr int kPages = QUERIES == 1 ? kPagesOfOne : 1;
+  const int64_t pages = (longest + kLanes - 1) / kLanes;
+  int64_t page = 0;
+  for (; page + kPages <= pages; page += kPages) {
+    const float *keys[kPages], *next[kPages];
+    for (int p = 0; p < kPages; ++p) {
+      keys[p] = key_page(task, begin + (page + p) * kLanes, head);
+      // Behind the last pages come this block's values.
+      const int64_t ahead = page + p + kPages;
+      next[p] = ahead < pages ? key_page(task, begin + ahead * kLanes, head)
+                              : value_page(task, begin + (page + p) * kLanes, head);
+    }
+    score_pages<QUERIES, kPages>(keys, QUERIES == 1 ? next : nullptr, q, task.head_dim,
+                                 scores + page * kLanes);
+  }
+  for (; page < pages; ++page) {
+    const float* keys[] = {key_page(task, begin + page * kLanes, head)};
+    score_pages<QUERIES, 1>(keys, nullptr, q, task.head_dim, scores + page * kLanes);
+  }
+  for (int i = 0; i < QUERIES; ++i) {
+    if (count[i] > 0) block_sums[i] = exponentials(scores + i * kAttentionBlock, count[i]);
+    // Queries share the loop over the longest of them; the others' extra weights are zero, and adding zero products
+    // changes no bit.
+    for (int64_t j = (count[i] + kLanes - 1) / kLanes * kLanes; j < longest; ++j)
+      scores[i * kAttentionBlock + j] = 0;
+  }
+  int64_t d = 0;
+  constexpr int kVectors = QUERIES == 1 ? kVectorsOfOne : 1;
+  if constexpr (kVectors > 1)
+    for (; d + kVectors * kLanes <= task.head_dim; d += kVectors * kLanes)
+      mix_values<QUERIES, kVectors>(task, head, begin, longest, scores, d, kLanes, sums);
+  for (; d + kLanes <= task.head_dim; d += kLanes)
+    mix_values<QUERIES, 1>(task, head, begin, longest, scores, d, kLanes, sums);
+  if (d < task.head_dim)
+    mix_values<QUERIES, 1, false>(task, head, begin, longest, scores, d, task.head_dim - d, sums);
+}
+
+// all = the positions of `all` and then those of a block behind them.
+static inline void join(BlockSum& all, float* all_sums, const BlockSum& block, const float* sums,
+                        int64_t head_dim) {
+  const float top = block.top > all.top ? block.top : all.top;
+  const F before = exp(broadcast(all.top - top)), here = exp(broadcast(block.top - top));
+  int64_t d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes)
+    store(all_sums + d, fma(load(all_sums + d), before, mul(load(sums + d), here)));
+  float factors[2][kLanes];
+  store(factors[0], before);
+  store(factors[1], here);
+  for (; d < head_dim; ++d) all_sums[d] = __builtin_fmaf(all_sums[d], factors[0][0], sums[d] * factors[1][0]);
+  all.total = __builtin_fmaf(all.total, factors[0][0], block.total * factors[1][0]);
+  all.top = top;
+}
+
+static inline void scale_query(const AttentionTask& task, int64_t head, int64_t row, float* scaled) {
+  const float* q = task.q + row * task.q_stride + head * task.head_dim;
+  for (int64_t d = 0; d < task.head_dim; ++d) scaled[d] = q[d] * task.scale;
+}
+
+static inline void write_row(const AttentionTask& task, int64_t head, int64_t row, const float* sums,
+                             float total) {
+  float* out = task.out + row * task.out_stride + head * task.head_dim;
+  const float inverse = 1.0f / total;
+  for (int64_t d = 0; d < task.head_dim; ++d) out[d] = sums[d] * inverse;
+}
+
+// Of the positions that a row sees, those in a block; none where negative.
+static inline int64_t seen_in_block(const AttentionTask& task, int64_t row, int64_t block) {
+  const int64_t all = task.causal ? task.past + row + 1 : task.past + task.rows;
+  const int64_t left = all - block * kAttentionBlock;
+  return left < kAttentionBlock ? left : kAttentionBlock;
+}
+
+// The running state of up to kRowsPerUnit rows.
+struct RowState {
+  BlockSum sums[kRowsPerUnit];
+  float* q;       ///< [rows][head_dim]
+  float* values;  ///< [rows][head_dim]
+  float* scores;  ///< [kMostQueries][kAttentionBlock]
+  float* block;   ///< [kMostQueries][head_dim]
+};
 
 template <int QUERIES>
-static void attend_block(const AttentionTask& task, int64_t head, int64_t row) {
-  const int64_t total = task.past + task.rows;
-  const int64_t stride = (total + kLanes - 1) / kLanes * kLanes;
-  float* scores = task.scratch;
-  float* scaled = task.scratch + kQueryBlock * stride;
-  int64_t longest = 0, count[QUERIES];
-  float* out[QUERIES];
+static inline void attend_queries(const AttentionTask& task, int64_t head, int64_t first, int64_t index,
+                                  int64_t block, RowState& state) {
+  const int64_t dim = task.head_dim;
+  int64_t count[QUERIES];
   for (int i = 0; i < QUERIES; ++i) {
-    count[i] = task.causal ? task.past + row + i + 1 : total;
-    longest = count[i] > longest ? count[i] : longest;
-    out[i] = task.out + (row + i) * task.out_stride + head * task.head_dim;
-    const float* q = task.q + (row + i) * task.q_stride + head * task.head_dim;
-    for (int64_t d = 0; d < task.head_dim; ++d) scaled[i * task.head_dim + d] = q[d] * task.scale;
+    count[i] = seen_in_block(task, first + index + i, block);
+    if (count[i] < 0) count[i] = 0;
   }
-  for (int64_t j = 0; j < longest; j += kLanes)
-    score_page<QUERIES>(key_page(task, j, head), scaled, task.head_dim, scores + j, stride);
-  float inverse[QUERIES];
+  if (count[QUERIES - 1] == 0) return;  // rows ascend, so no query has a position here
+  BlockSum sums[QUERIES];
+  attend_block<QUERIES>(task, head, block, state.q + index * dim, count, state.scores, state.block, sums);
   for (int i = 0; i < QUERIES; ++i) {
-    inverse[i] = softmax(scores + i * stride, count[i]);
-    // A block's queries share the loop over the longest of them; the others' extra probabilities are zero,
-    // and adding zero products changes no bit.
-    for (int64_t j = (count[i] + kLanes - 1) / kLanes * kLanes; j < longest; ++j) scores[i * stride + j] = 0;
+    if (count[i] == 0) continue;
+    float* values = state.values + (index + i) * dim;
+    if (block == 0) {
+      state.sums[index + i] = sums[i];
+      for (int64_t d = 0; d < dim; ++d) values[d] = state.block[i * dim + d];
+    } else {
+      join(state.sums[index + i], values, sums[i], state.block + i * dim, dim);
+    }
   }
-  for (int64_t d = 0; d < task.head_dim; d += kLanes)
-    mix_values<QUERIES>(task, head, scores, stride, longest, d, inverse, out);
 }
 
-static void attend(const AttentionTask& task, int64_t head, int64_t first_row, int64_t last_row) {
-  int64_t row = first_row;
-  for (; row + 4 <= last_row; row += 4) attend_block<4>(task, head, row);
-  for (; row < last_row; ++row) attend_block<1>(task, head, row);
+static void attend(const AttentionTask& task, int64_t head, int64_t first, int64_t last) {
+  const int64_t dim = task.head_dim, rows = last - first;
+  RowState state;
+  state.q = task.scratch;
+  state.values = state.q + kRowsPerUnit * dim;
+  state.scores = state.values + kRowsPerUnit * dim;
+  state.block = state.scores + kMostQueries * kAttentionBlock;
+  for (int64_t i = 0; i < rows; ++i) scale_query(task, head, first + i, state.q + i * dim);
+  const int64_t seen = task.causal ? task.past + last : task.past + task.rows;
+  for (int64_t block = 0; block * kAttentionBlock < seen; ++block) {
+    int64_t i = 0;
+    for (; i + kQueries <= rows; i += kQueries) attend_queries<kQueries>(task, head, first, i, block, state);
+    for (; i < rows; ++i) attend_queries<1>(task, head, first, i, block, state);
+  }
+  for (int64_t i = 0; i < rows; ++i)
+    write_row(task, head, first + i, state.values + i * dim, state.sums[i].total);
+}
+
+static void attend_part(const AttentionTask& task, int64_t head, int64_t row, int64_t block, float* part) {
+  float* scores = task.scratch + task.head_dim;
+  scale_query(task, head, row, task.scratch);
+  const int64_t count = seen_in_block(task, row, block);
+  BlockSum sums;
+  attend_block<1>(task, head, block, task.scratch, &count, scores, part + 2, &sums);
+  part[0] = sums.top;
+  part[1] = sums.total;
+}
+
+static void join_parts(const AttentionTask& task, int64_t head, int64_t row, int64_t count, float* parts) {
+  const int64_t stride = attention_part_floats(task.head_dim);
+  BlockSum all{parts[0], parts[1]};
+  for (int64_t block = 1; block < count; ++block) {
+    const float* part = parts + block * stride;
+    join(all, parts + 2, {part[0], part[1]}, part + 2, task.head_dim);
+  }
+  write_row(task, head, row, parts + 2, all.total);
 }
 
 }  // namespace ballast::BALLAST_ISA

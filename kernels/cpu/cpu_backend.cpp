@@ -82,11 +82,12 @@ float* ScratchBuffer::floats(int64_t count) {
   return data_;
 }
 
-CpuBackend::CpuBackend(const KernelTable& kernels, int threads)
-    : kernels_(kernels), pool_(threads), scratch_(size_t(threads)) {}
+CpuBackend::CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations, bool pinned)
+    : kernels_(kernels), activations_(activations), pool_(threads, pinned), scratch_(size_t(threads)) {}
 
 std::string CpuBackend::description() const {
-  return str("cpu, ", kernels_.name, ", ", pool_.threads(), pool_.threads() == 1 ? " thread" : " threads");
+  return str("cpu, ", kernels_.name, ", ", pool_.threads(), pool_.threads() == 1 ? " thread" : " threads",
+             activations_ == ActivationMode::int8 ? ", int8 activations" : "");
 }
 
 void* CpuBackend::allocate(int64_t bytes) {
@@ -115,8 +116,12 @@ void CpuBackend::parallel_for(int64_t count, void (*body)(void*, int64_t, int64_
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
   if (options.threads < 0 || options.threads > 1024)
     throw Error(str("--threads is ", options.threads, ", expected 1 to 1024, or 0 for all processors"));
+  if (options.activations != "f32" && options.activations != "int8")
+    throw Error(str("--activations is \"", options.activations, "\", expected f32 or int8"));
   const int threads = options.threads > 0 ? options.threads : usable_processors();
-  return std::make_unique<CpuBackend>(choose_kernels(options.isa), threads);
+  return std::make_unique<CpuBackend>(
+      choose_kernels(options.isa), threads,
+      options.activations == "int8" ? ActivationMode::int8 : ActivationMode::exact, options.pin);
 }
 
 std::string unsupported_isas() {

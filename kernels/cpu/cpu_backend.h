@@ -23,9 +23,12 @@ class ScratchBuffer {
   int64_t capacity_ = 0;
 };
 
+/// BackendOptions::activations.
+enum class ActivationMode : uint8_t { exact, int8 };
+
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const KernelTable& kernels, int threads);
+  CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations, bool pinned = false);
 
   Device device() const override { return Device::cpu; }
   std::string description() const override;
@@ -73,16 +76,29 @@ class CpuBackend final : public Backend {
   template <class Encoding>
   void run_linear(const Linear<Encoding>& op);
   template <class Encoding>
+  void run_planes(const Linear<Encoding>& op);
+  template <class Encoding>
+  LinearTask linear_task(const Linear<Encoding>& op);
+  /// All tiles of the task by one entry of the kernel table.
+  void run_tiles(const LinearTask& task, void (*kernel)(const LinearTask&, int64_t, int64_t));
+  /// x in integers for a weight of `bits` in groups; valid until the next call.
+  PlaneBlocks split(const TensorView& x, int bits, int64_t group_size);
+  template <class Encoding>
   void run_embedding(const Embedding<Encoding>& op);
   /// fill_blocks (see tiles.h) on all threads.
   void pack_blocks(const float* x, int64_t tokens, int64_t features, int64_t token_stride, int64_t k_stride,
                    float sign, float* x_blocks);
+  void attend_whole(const Attention& op);
+  /// Attention of single rows, each row's blocks of positions shared by the threads.
+  void attend_in_parts(const Attention& op);
   void mirror_lower(double* out, int64_t size);
   float* thread_scratch(int thread, int64_t floats) { return scratch_[size_t(thread)].floats(floats); }
 
   const KernelTable& kernels_;
+  ActivationMode activations_;
   ThreadPool pool_;
   ScratchBuffer blocks_;
+  ScratchBuffer planes_;
   ScratchBuffer tiles_;
   std::vector<ScratchBuffer> scratch_;  ///< one per thread
 };

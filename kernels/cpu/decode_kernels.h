@@ -3,29 +3,61 @@
 #pragma once
 
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/plane_layout.h"
 #include "kernels/cpu/simd.h"
 
 namespace ballast::BALLAST_ISA {
 
-template <int BITS>
-static void decode_affine(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
-                          float* out) {
-  const int64_t per_group = weight.group_size * 2 * BITS + 3 * kTileRows;
-  for (int64_t k = k0; k < k0 + count;) {
-    const int64_t group = k / weight.group_size;
-    int64_t end = (group + 1) * weight.group_size;
-    if (end > k0 + count) end = k0 + count;
-    const uint8_t* codes = tile + group * per_group;
-    const uint8_t* facts = codes + weight.group_size * 2 * BITS;
-    const F scale = load_half(reinterpret_cast<const uint16_t*>(facts));
-    const F offset = mul(load_bytes(facts + 2 * kTileRows), sub(broadcast(0), scale));
-    codes += (k - group * weight.group_size) * 2 * BITS;
-    // Equals scale · (code − zero): every product here has at most 19 significant bits, so nothing is
-    // rounded.
-#pragma GCC unroll 4
-    for (; k < end; ++k, codes += 2 * BITS, out += kTileRows)
-      store(out, fma(load_codes<BITS>(codes), scale, offset));
+// Group by group, chunk by chunk: body(chunk, columns of the chunk, first column, facts of the group).
+template <class Body>
+static inline void each_chunk(const TiledWeight& weight, int64_t tile, int bits, int64_t fact_bytes,
+                              Body&& body) {
+  const ChunkShape shape = chunk_shape(bits, weight.group_size);
+  const uint8_t* at = weight.data + tile * weight.tile_bytes;
+  for (int64_t k = 0; k < weight.in_features;) {
+    const uint8_t* facts = at;
+    at += fact_bytes;
+    for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk) {
+      const int64_t columns = shape.columns(chunk);
+      body(at, columns, k, facts);
+      at += shape.steps(chunk) * bytes_per_step(bits);
+      k += columns;
+    }
   }
+}
+
+// The float form is only the reference and the way of tokens that are not finite, so nothing here is hurried.
+static inline float affine_scale(const uint8_t* facts, int64_t row) {
+  uint16_t half;
+  __builtin_memcpy(&half, facts + 2 * row, sizeof half);
+  return half_to_float(half);
+}
+static void decode_affine(const TiledWeight& weight, int64_t tile, int bits, int64_t k0, int64_t count,
+                          float* out) {
+  each_chunk(weight, tile, bits, affine_fact_bytes(weight.group_size),
+             [&](const uint8_t* chunk, int64_t columns, int64_t first, const uint8_t* facts) {
+               const int64_t begin = first > k0 ? first : k0;
+               const int64_t end = first + columns < k0 + count ? first + columns : k0 + count;
+               for (int64_t row = 0; row < kTileRows; ++row) {
+                 const float scale = affine_scale(facts, row);
+                 const int zero = facts[2 * kTileRows + row];
+                 for (int64_t k = begin; k < end; ++k)
+                   out[(k - k0) * kTileRows + row] =
+                       scale * float(int(code_at(bits, columns, k - first, row, chunk)) - zero);
+               }
+             });
+}
+static void decode_affine_row(const TiledWeight& weight, int64_t row, int bits, bool accumulate, float* out) {
+  const int64_t lane = row % kTileRows;
+  each_chunk(weight, row / kTileRows, bits, affine_fact_bytes(weight.group_size),
+             [&](const uint8_t* chunk, int64_t columns, int64_t first, const uint8_t* facts) {
+               const float scale = affine_scale(facts, lane);
+               const int zero = facts[2 * kTileRows + lane];
+               for (int64_t k = 0; k < columns; ++k) {
+                 const float value = scale * float(int(code_at(bits, columns, k, lane, chunk)) - zero);
+                 out[first + k] = accumulate ? out[first + k] + value : value;
+               }
+             });
 }
 
 static inline F load_codes_of(int bits, const uint8_t* p) {
@@ -41,31 +73,39 @@ static inline F load_codes_of(int bits, const uint8_t* p) {
   }
 }
 
+static inline int64_t outlier_fact_bytes(int stat_bits) {
+  return 4 * stat_bits + 8;
+}
 // Scale and zero point are no short numbers here, so each operation rounds where the canonical form does:
 // nothing may be fused.
-template <int BITS>
-static void decode_outliers(const TiledWeight& weight, int64_t tile, int64_t k0, int64_t count, float* out) {
+struct OutlierFacts {
+  F scale, zero;
+};
+static inline OutlierFacts outlier_facts(const TiledWeight& weight, const uint8_t* facts) {
   const int64_t stat_bytes = 2 * weight.stat_bits;
-  const int64_t per_group = weight.group_size * 2 * BITS + 2 * stat_bytes + 8;
-  float* to = out;
-  for (int64_t k = k0; k < k0 + count;) {
-    const int64_t group = k / weight.group_size;
-    int64_t end = (group + 1) * weight.group_size;
-    if (end > k0 + count) end = k0 + count;
-    const uint8_t* codes = weight.data + tile * weight.tile_bytes + group * per_group;
-    const uint8_t* facts = codes + weight.group_size * 2 * BITS;
-    uint16_t stats[4];
-    __builtin_memcpy(stats, facts + 2 * stat_bytes, sizeof stats);
-    const F scale = add(broadcast(half_to_float(stats[0])),
-                        mul(broadcast(half_to_float(stats[1])), load_codes_of(weight.stat_bits, facts)));
-    const F zero =
-        add(broadcast(half_to_float(stats[2])),
-            mul(broadcast(half_to_float(stats[3])), load_codes_of(weight.stat_bits, facts + stat_bytes)));
-    codes += (k - group * weight.group_size) * 2 * BITS;
-#pragma GCC unroll 4
-    for (; k < end; ++k, codes += 2 * BITS, to += kTileRows)
-      store(to, mul(scale, sub(load_codes<BITS>(codes), zero)));
-  }
+  uint16_t stats[4];
+  __builtin_memcpy(stats, facts + 2 * stat_bytes, sizeof stats);
+  return {add(broadcast(half_to_float(stats[0])),
+              mul(broadcast(half_to_float(stats[1])), load_codes_of(weight.stat_bits, facts))),
+          add(broadcast(half_to_float(stats[2])),
+              mul(broadcast(half_to_float(stats[3])), load_codes_of(weight.stat_bits, facts + stat_bytes)))};
+}
+
+static void decode_outliers(const TiledWeight& weight, int64_t tile, int bits, int64_t k0, int64_t count,
+                            float* out) {
+  each_chunk(weight, tile, bits, outlier_fact_bytes(weight.stat_bits),
+             [&](const uint8_t* chunk, int64_t columns, int64_t first, const uint8_t* at) {
+               const int64_t begin = first > k0 ? first : k0;
+               const int64_t end = first + columns < k0 + count ? first + columns : k0 + count;
+               if (begin >= end) return;
+               const OutlierFacts facts = outlier_facts(weight, at);
+               for (int64_t k = begin; k < end; ++k) {
+                 float codes[kTileRows];
+                 for (int64_t row = 0; row < kTileRows; ++row)
+                   codes[row] = float(code_at(bits, columns, k - first, row, chunk));
+                 store(out + (k - k0) * kTileRows, mul(facts.scale, sub(load(codes), facts.zero)));
+               }
+             });
   const uint32_t* begin =
       weight.outlier_begin + tile * ((weight.in_features + kKBlock - 1) / kKBlock) + k0 / kKBlock;
   for (uint32_t i = begin[0]; i < begin[1]; ++i)
@@ -128,28 +168,28 @@ static const float* decode_block(const TiledWeight& weight, int64_t tile_index, 
               load_bfloat(reinterpret_cast<const uint16_t*>(tile) + (k0 + k) * kTileRows));
       break;
     case TileKind::affine2:
-      decode_affine<2>(weight, tile, k0, count, out);
+      decode_affine(weight, tile_index, 2, k0, count, out);
       break;
     case TileKind::affine3:
-      decode_affine<3>(weight, tile, k0, count, out);
+      decode_affine(weight, tile_index, 3, k0, count, out);
       break;
     case TileKind::affine4:
-      decode_affine<4>(weight, tile, k0, count, out);
+      decode_affine(weight, tile_index, 4, k0, count, out);
       break;
     case TileKind::affine8:
-      decode_affine<8>(weight, tile, k0, count, out);
+      decode_affine(weight, tile_index, 8, k0, count, out);
       break;
     case TileKind::outliers2:
-      decode_outliers<2>(weight, tile_index, k0, count, out);
+      decode_outliers(weight, tile_index, 2, k0, count, out);
       break;
     case TileKind::outliers3:
-      decode_outliers<3>(weight, tile_index, k0, count, out);
+      decode_outliers(weight, tile_index, 3, k0, count, out);
       break;
     case TileKind::outliers4:
-      decode_outliers<4>(weight, tile_index, k0, count, out);
+      decode_outliers(weight, tile_index, 4, k0, count, out);
       break;
     case TileKind::outliers8:
-      decode_outliers<8>(weight, tile_index, k0, count, out);
+      decode_outliers(weight, tile_index, 8, k0, count, out);
       break;
     case TileKind::residual_binary:
       decode_residual_binary(weight, tile, k0, count, out);

@@ -9,8 +9,18 @@
 namespace ballast {
 namespace {
 
-// Rows dealt to the threads in turn: all rows of a triangle are of different lengths.
-constexpr int64_t kRowsAtOnce = kUpdateRows<double>;
+constexpr int64_t kRowsAtOnce = kUpdateRows;
+constexpr int64_t kThreadScratch = kUpdateScratch<double> + kRowsAtOnce * kSquare;
+
+class AlignedDoubles {
+ public:
+  explicit AlignedDoubles(int64_t count) : data_(reinterpret_cast<double*>(buffer_.floats(2 * count))) {}
+  double* data() const { return data_; }
+
+ private:
+  ScratchBuffer buffer_;
+  double* data_;
+};
 
 /// The matrix of one call, cut into squares of kSquare on its diagonal.
 class Factorization {
@@ -20,7 +30,8 @@ class Factorization {
         pool_(pool),
         h_(h),
         n_(size),
-        scratch_(size_t(pool.threads() * kUpdateRows<double> * kTermBlock)) {}
+        strips_((n_ + kSquare) * kSquare),
+        scratch_(pool.threads() * kThreadScratch) {}
 
   bool run() {
     inverses_.resize(size_t((n_ + kSquare - 1) / kSquare * kSquare * kSquare));
@@ -37,8 +48,11 @@ class Factorization {
   void invert_columns(int64_t first);
   /// strips_ from `source` [depth, columns], or from its transpose.
   void fill_strips(const double* source, int64_t stride, int64_t depth, int64_t columns, bool transposed);
-  /// task.out −= task.a · strips_ for rows [0, rows), out and a beginning at row 0 of h.
-  void update(UpdateTask<double> task, int64_t rows);
+  /// Rows [row, end) of task.a times strips_ from `out`, which begins at row `row`.
+  void update_rows(UpdateTask<double> task, int64_t row, int64_t end, double* out, int64_t out_stride,
+                   double* scratch) const;
+  /// The same for rows [0, rows) of h's columns from `first` on.
+  void update(const UpdateTask<double>& task, int64_t rows, int64_t first);
   template <class Body>
   void deal_rows(int64_t rows, Body&& body);
 
@@ -47,14 +61,13 @@ class Factorization {
   double* h_;
   int64_t n_;
   std::vector<double> inverses_;  ///< R[J, J]⁻¹ of every square, [kSquare][kSquare]
-  std::vector<double> strips_;
-  std::vector<double> scratch_;  ///< of update_f64, for every thread
+  AlignedDoubles strips_;
+  AlignedDoubles scratch_;  ///< for every thread: of update_f64, and some rows of a result
 };
 
 void Factorization::fill_strips(const double* source, int64_t stride, int64_t depth, int64_t columns,
                                 bool transposed) {
   const int64_t lanes = kernels_.double_strip, strips = (columns + lanes - 1) / lanes;
-  strips_.resize(size_t(strips * depth * lanes));
   pool_.parallel(strips, [&](int, int64_t begin, int64_t end) {
     for (int64_t strip = begin; strip < end; ++strip) {
       const int64_t column = strip * lanes, width = std::min(lanes, columns - column);
@@ -70,24 +83,32 @@ void Factorization::fill_strips(const double* source, int64_t stride, int64_t de
 
 template <class Body>
 void Factorization::deal_rows(int64_t rows, Body&& body) {
-  const int64_t threads = pool_.threads();
-  pool_.parallel(threads, [&](int thread, int64_t begin, int64_t end) {
-    double* scratch = scratch_.data() + thread * kUpdateRows<double> * kTermBlock;
-    for (int64_t share = begin; share < end; ++share)
-      for (int64_t row = share * kRowsAtOnce; row < rows; row += threads * kRowsAtOnce)
-        body(row, std::min(kRowsAtOnce, rows - row), scratch);
+  pool_.deal((rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int thread, int64_t part) {
+    const int64_t row = part * kRowsAtOnce;
+    body(row, std::min(kRowsAtOnce, rows - row), scratch_.data() + thread * kThreadScratch);
   });
 }
 
-void Factorization::update(UpdateTask<double> task, int64_t rows) {
+// By way of a copy: rows of a large matrix lie a power of two apart and would push each other out of the cache.
+void Factorization::update_rows(UpdateTask<double> task, int64_t row, int64_t end, double* out,
+                                int64_t out_stride, double* scratch) const {
+  task.a += row * n_, task.a_stride = n_;
   task.b = strips_.data();
+  task.rows = end - row;
+  task.diagonal += row;
+  task.scratch = scratch;
+  task.out = scratch + kUpdateScratch<double>, task.out_stride = kSquare;
+  if (!task.fresh)
+    for (int64_t i = 0; i < task.rows; ++i)
+      std::copy_n(out + i * out_stride, task.columns, task.out + i * kSquare);
+  kernels_.update_f64(task);
+  for (int64_t i = 0; i < task.rows; ++i)
+    std::copy_n(task.out + i * kSquare, task.columns, out + i * out_stride);
+}
+
+void Factorization::update(const UpdateTask<double>& task, int64_t rows, int64_t first) {
   deal_rows(rows, [&](int64_t row, int64_t count, double* scratch) {
-    UpdateTask<double> mine = task;
-    mine.a += row * n_;
-    mine.out += row * n_;
-    mine.rows = count, mine.scratch = scratch;
-    mine.diagonal += row;
-    kernels_.update_f64(mine);
+    update_rows(task, row, row + count, h_ + row * n_ + first, n_, scratch);
   });
 }
 
@@ -98,22 +119,14 @@ bool Factorization::factor_columns(int64_t first) {
   std::vector<double> square(kSquare * kSquare);
   for (int64_t i = 0; i < size; ++i)
     std::copy_n(h_ + (first + i) * n_ + first + i, size - i, square.data() + i * kSquare + i);
+  UpdateTask<double> task{.a = h_ + last, .rank = right, .columns = size, .diagonal = -n_};
   if (right > 0) {
     fill_strips(h_ + first * n_ + last, n_, right, size, true);
-    UpdateTask<double> task{
-        .a = h_ + last, .a_stride = n_, .b = strips_.data(), .rank = right, .columns = size, .diagonal = -n_};
-    const auto update_rows = [&](int64_t row, int64_t end, double* out, int64_t stride, double* scratch) {
-      if (row >= end) return;
-      UpdateTask<double> mine = task;
-      mine.a += row * n_, mine.rows = end - row;
-      mine.out = out, mine.out_stride = stride, mine.scratch = scratch;
-      kernels_.update_f64(mine);
-    };
     // The rows of the square go to its copy: below the diagonal h is not ours.
     deal_rows(last, [&](int64_t row, int64_t count, double* scratch) {
       const int64_t end = row + count, middle = std::clamp(first, row, end);
-      update_rows(row, middle, h_ + row * n_ + first, n_, scratch);
-      update_rows(middle, end, square.data() + (middle - first) * kSquare, kSquare, scratch);
+      update_rows(task, row, middle, h_ + row * n_ + first, n_, scratch);
+      update_rows(task, middle, end, square.data() + (middle - first) * kSquare, kSquare, scratch);
     });
   }
   if (!kernels_.factor_square(square.data(), size)) return false;
@@ -121,16 +134,8 @@ bool Factorization::factor_columns(int64_t first) {
   for (int64_t i = 0; i < size; ++i)
     std::copy_n(square.data() + i * kSquare + i, size - i, h_ + (first + i) * n_ + first + i);
   fill_strips(inverse(first), kSquare, size, size, true);
-  update({.a = h_ + first,
-          .a_stride = n_,
-          .rank = size,
-          .columns = size,
-          .add = true,
-          .fresh = true,
-          .diagonal = -n_,
-          .out = h_ + first,
-          .out_stride = n_},
-         first);
+  task.a = h_ + first, task.rank = size, task.add = task.fresh = true;
+  update(task, first, first);
   return true;
 }
 
@@ -138,20 +143,11 @@ bool Factorization::factor_columns(int64_t first) {
 void Factorization::invert_columns(int64_t first) {
   const int64_t size = width(first);
   const double* factor = inverse(first);
-  UpdateTask<double> task{.a = h_ + first,
-                          .a_stride = n_,
-                          .rank = size,
-                          .columns = size,
-                          .add = true,
-                          .fresh = true,
-                          .diagonal = -n_,
-                          .out = h_ + first,
-                          .out_stride = n_};
   fill_strips(factor, kSquare, size, size, false);
-  update(task, first);
+  update({.a = h_ + first, .rank = size, .columns = size, .add = true, .fresh = true, .diagonal = -n_}, first,
+         first);
   fill_strips(h_ + first, n_, first, size, false);
-  task.a = h_, task.rank = first, task.add = false, task.diagonal = 0;
-  update(task, first);
+  update({.a = h_, .rank = first, .columns = size, .fresh = true, .diagonal = 0}, first, first);
   for (int64_t i = 0; i < size; ++i)
     std::copy_n(factor + i * kSquare + i, size - i, h_ + (first + i) * n_ + first + i);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/layernorm_kernels.h"
 
 namespace ballast::BALLAST_ISA {
 

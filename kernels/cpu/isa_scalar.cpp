@@ -4,7 +4,9 @@
 #include "kernels/cpu/factorize_kernels.h"
 #include "kernels/cpu/gradient_kernels.h"
 #include "kernels/cpu/half_rows_kernels.h"
-#include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/layernorm_kernels.h"
+#include "kernels/cpu/plane_kernels.h"
+#include "kernels/cpu/plane_split.h"
 #include "kernels/cpu/round_columns_kernels.h"
 
 namespace ballast {
@@ -14,10 +16,15 @@ const KernelTable& scalar_kernels() {
   static const KernelTable table = {.name = "scalar",
                                     .token_block = kTokenBlock,
                                     .linear = linear,
+                                    .plane_columns = kPlaneColumns,
+                                    .split = split,
+                                    .linear_planes = linear_planes,
                                     .decode_row = decode_row,
                                     .layernorm = layernorm,
                                     .append = append,
                                     .attend = attend,
+                                    .attend_part = attend_part,
+                                    .join_parts = join_parts,
                                     .float_strip = kStrip<float>,
                                     .double_strip = kStrip<double>,
                                     .update_f32 = update_f32,

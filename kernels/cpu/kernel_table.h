@@ -28,15 +28,24 @@ enum class TileKind : uint8_t {
   residual_binary
 };
 
+/// 0 for other kinds.
+static constexpr int affine_bits(TileKind kind) {
+  return kind == TileKind::affine2   ? 2
+         : kind == TileKind::affine3 ? 3
+         : kind == TileKind::affine4 ? 4
+         : kind == TileKind::affine8 ? 8
+                                     : 0;
+}
+
 /// 16-bit numbers that every row has per block of residual binary weights.
 inline constexpr int64_t kBinaryCoefficients = 7;
 
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
-///   affine           per group: [k][2·bits bytes: 16 codes, row 0 in the lowest bits], [16 f16 scales],
-///                    [16 u8 zeros]
-///   outliers         per group: [k][16 codes], [16 scale codes], [16 zero codes], each like affine codes, and
-///                    [4 f16: scale_low, scale_step, zero_low, zero_step]; outliers lie behind all tiles
+///   affine           per group: [16 f16 scales], [16 u8 zeros], padding, the codes of its chunks (plane_layout.h)
+///   outliers         per group: [2·stat_bits bytes: 16 scale codes, row 0 in the lowest bits], [16 zero codes],
+///                    [4 f16: scale_low, scale_step, zero_low, zero_step], the codes of its chunks, 0 under an
+///                    outlier; outliers lie behind all tiles
 ///   residual_binary  per block: [7][16 f16 coefficients], [k][u16: bit 0 of 16 codes, u16: bit 1]; the last
 ///                    block may be shorter
 /// Codes and numbers of a row are 0 for rows beyond out_features.
@@ -48,10 +57,36 @@ struct TiledWeight {
   TileKind kind;
   int stat_bits = 0;  ///< width of scale and zero codes: 2, 3, 4 or 8
   /// Outliers of k-block b of tile t: [outlier_begin[i], outlier_begin[i + 1]), i = t · k-blocks + b. Each is
-  /// its place in the decoded block, k·16 + row, in the low half and a binary16 value in the high half.
+  /// its place in the decoded block, k·16 + row, in the low half, ascending, and a binary16 value in the high half.
   const uint32_t* outlier_begin = nullptr;
   const uint32_t* outliers = nullptr;
   const uint8_t* salient = nullptr;  ///< residual binary: one bit a column
+};
+
+/// Activations as integers, one power of two (or, with one plane, one scale) for each token and chunk of columns
+/// (plane_layout.h): x[token][k] ≈ step · Σ_p base^p · digit_p[token][k] with `planes` digits, whose largest error
+/// is max|x| of the chunk · 2^-23 · 1.01 with several planes, and max|x| / 254 with one.
+///   digits    [chunk][block of tokens][step][token in block][plane], each word holding the digits of the columns
+///             of one step; blocks of KernelTable::plane_columns / planes tokens, the last as wide as what is left
+///   steps     [chunk][tokens]
+///   sums      [chunk][tokens][planes], each −Σ_k digit
+///   special   [tokens]: 1 where x holds an infinity or a NaN; such a token's digits are 0 and its y is not written
+struct PlaneBlocks {
+  int planes = 0;
+  int32_t* digits = nullptr;
+  float* steps = nullptr;
+  int32_t* sums = nullptr;
+  uint8_t* special = nullptr;
+  const float* x = nullptr;  ///< what was split, rows x_stride apart
+  int64_t x_stride = 0;
+};
+/// Fills PlaneBlocks from x [tokens][in_features], rows token_stride apart, for a weight of `bits` in groups.
+struct SplitTask {
+  const float* x;
+  int64_t tokens, token_stride, in_features;
+  int bits;
+  int64_t group_size;
+  PlaneBlocks out;
 };
 
 /// Activations repacked as blocks of `token_block` tokens, [block][k][token in block]; the last block is as
@@ -71,6 +106,7 @@ struct LinearTask {
   int64_t y_stride;
   uint8_t activation;  ///< Activation
   float* scratch;      ///< linear_scratch_floats(), one per calling thread
+  PlaneBlocks planes;  ///< instead of x_blocks, for linear_planes
 };
 
 struct AttentionTask {
@@ -84,7 +120,7 @@ struct AttentionTask {
   bool causal;
   float* out;
   int64_t out_stride;
-  float* scratch;  ///< attention_scratch_floats(past + rows, head_dim)
+  float* scratch;  ///< attention_scratch_floats(head_dim)
 };
 
 /// out[i][j] −= Σ_r a[i][r] · b[r][j], i < rows, j < columns: one chain of fused multiply-adds per element, r
@@ -100,15 +136,17 @@ struct UpdateTask {
   int64_t diagonal;  ///< a[i][r] counts as 0 for r < i + diagonal
   T* out;
   int64_t out_stride;
-  T* scratch;  ///< kUpdateScratchBytes
+  T* scratch;  ///< kUpdateScratch
 };
+
+/// Columns of a RoundColumns that share the loads of earlier errors.
+inline constexpr int64_t kColumnGroup = 4;
 
 /// Up to kTileRows rows of one RoundColumns; pointers are at their first row.
 struct ColumnTask {
   float* w;
   int64_t w_stride, rows, width;
-  const float* u;
-  int64_t u_stride;
+  const float* u;  ///< [width / kColumnGroup][width][kColumnGroup], missing columns anything
   const float *scales, *zero_points;
   int64_t group_stride;
   const int32_t* groups;
@@ -134,14 +172,23 @@ struct KernelTable {
   int64_t token_block;
   /// Tiles [first, last) of one linear.
   void (*linear)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
+  int64_t plane_columns;  ///< tokens · planes in a block of PlaneBlocks
+  /// Blocks [first, last) of tokens.
+  void (*split)(const SplitTask& task, int64_t first_block, int64_t last_block);
+  /// Tiles [first, last) of one linear with affine codes: integer sums of codes and digits.
+  void (*linear_planes)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
   /// out[0 … in_features) (+)= row of a packed weight.
   void (*decode_row)(const TiledWeight& weight, int64_t row, bool accumulate, float* out);
   void (*layernorm)(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,
                     float* y);
   /// Copies rows [0, task.rows) of k and v of one head into the cache pages.
   void (*append)(const AttentionTask& task, int64_t head);
-  /// Attends query rows [first, last) of one head.
+  /// Attends query rows [first, last) of one head, at most kRowsPerUnit.
   void (*attend)(const AttentionTask& task, int64_t head, int64_t first, int64_t last);
+  /// One block of positions for one row: largest score, sum of exponentials, sum of values, as join_parts reads them.
+  void (*attend_part)(const AttentionTask& task, int64_t head, int64_t row, int64_t block, float* part);
+  /// A row from the parts of its `count` blocks, attention_part_floats apart; changes the first one.
+  void (*join_parts)(const AttentionTask& task, int64_t head, int64_t row, int64_t count, float* parts);
   int64_t float_strip, double_strip;  ///< columns of UpdateTask::b that lie side by side
   void (*update_f32)(const UpdateTask<float>& task);
   void (*update_f64)(const UpdateTask<double>& task);
@@ -161,22 +208,33 @@ struct KernelTable {
   void (*layernorm_backward)(const LayerNormBackwardTask& task);
 };
 
-/// Terms of an update's sums between two stores of the result, and room for that many terms of some rows of a.
-inline constexpr int64_t kTermBlock = 256;
-inline constexpr int64_t kUpdateScratchBytes = 96 * kTermBlock * int64_t(sizeof(float));
-/// Rows that share the loads of b.
+/// Terms of an update's sums between two stores of the result: a strip of b and the terms of a few rows of a fit
+/// L1 together.
 template <class T>
-inline constexpr int64_t kUpdateRows = kUpdateScratchBytes / (kTermBlock * int64_t(sizeof(T)));
+inline constexpr int64_t kTermBlock = 1024 / int64_t(sizeof(T));
+/// Rows of a whose terms are gathered in L2 to share the loads of b.
+inline constexpr int64_t kUpdateRows = 96;
+template <class T>
+inline constexpr int64_t kUpdateScratch = kUpdateRows* kTermBlock<T>;
 /// Columns that the factorization finishes together.
 inline constexpr int64_t kSquare = 128;
 
 constexpr int64_t linear_scratch_floats() {
   return kMaxTilesAtOnce * kKBlock * kTileRows + kMaxTilesAtOnce * kTokenChunk * kTileRows;
 }
-/// Queries attended together share the loads of keys and values.
-inline constexpr int64_t kQueryBlock = 4;
-constexpr int64_t attention_scratch_floats(int64_t positions, int64_t head_dim) {
-  return kQueryBlock * ((positions + 15) / 16 * 16 + head_dim);
+/// Positions whose softmax and sums of values are made by themselves, then joined with those before them: part of what
+/// decides the bits of a result.
+inline constexpr int64_t kAttentionBlock = 128;
+/// Rows of one head that one unit of work attends: a multiple of kMostQueries, so many that keys and values are used
+/// often while they are in the first caches.
+inline constexpr int64_t kRowsPerUnit = 24;
+/// The most queries that share the loads of keys and values.
+inline constexpr int64_t kMostQueries = 12;
+constexpr int64_t attention_scratch_floats(int64_t head_dim) {
+  return 2 * kRowsPerUnit * head_dim + kMostQueries * (kAttentionBlock + head_dim);
+}
+constexpr int64_t attention_part_floats(int64_t head_dim) {
+  return head_dim + 2;
 }
 
 const KernelTable& scalar_kernels();

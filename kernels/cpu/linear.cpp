@@ -27,22 +27,12 @@ void CpuBackend::pack_blocks(const float* x, int64_t tokens, int64_t features, i
 }
 
 template <class Encoding>
-void CpuBackend::run_linear(const Linear<Encoding>& op) {
+LinearTask CpuBackend::linear_task(const Linear<Encoding>& op) {
   op.check();
   CHECK(!op.position_bias || op.position_bias.contiguous(),
         "linear: position_bias has gaps between its rows");
-  const int64_t tokens = op.x.shape[0], features = op.weight.in_features;
-  if (tokens == 0) return;
-  // A block of one token is the token itself.
-  const float* x_blocks = op.x.template as<float>();
-  if (tokens > 1) {
-    float* packed = blocks_.floats(tokens * features);
-    pack_blocks(op.x.template as<float>(), tokens, features, op.x.strides[0], 1, 1, packed);
-    x_blocks = packed;
-  }
   LinearTask task{};
-  task.x_blocks = x_blocks;
-  task.tokens = tokens;
+  task.tokens = op.x.shape[0];
   task.weight = tiled(op.weight);
   task.out_features = op.weight.out_features;
   task.bias = op.bias.template as<float>();
@@ -54,16 +44,85 @@ void CpuBackend::run_linear(const Linear<Encoding>& op) {
   task.y = op.y.template as<float>();
   task.y_stride = op.y.strides[0];
   task.activation = uint8_t(op.activation);
-  const auto run_tiles = [&](int thread, int64_t first, int64_t last) {
+  return task;
+}
+
+void CpuBackend::run_tiles(const LinearTask& task, void (*kernel)(const LinearTask&, int64_t, int64_t)) {
+  const auto run = [&](int thread, int64_t first, int64_t last) {
     LinearTask mine = task;
     mine.scratch = thread_scratch(thread, linear_scratch_floats());
-    kernels_.linear(mine, first, last);
+    kernel(mine, first, last);
   };
-  const int64_t tiles = tile_count(op.weight.out_features);
-  if (tokens * features * op.weight.out_features < kSerialWork) {
-    run_tiles(0, 0, tiles);
+  const int64_t tiles = tile_count(task.out_features);
+  if (task.tokens * task.weight.in_features * task.out_features < kSerialWork) {
+    run(0, 0, tiles);
   } else {
-    pool_.parallel(tiles, run_tiles);
+    pool_.parallel(tiles, run);
+  }
+}
+
+template <class Encoding>
+void CpuBackend::run_linear(const Linear<Encoding>& op) {
+  LinearTask task = linear_task(op);
+  const int64_t features = task.weight.in_features;
+  if (task.tokens == 0) return;
+  // A block of one token is the token itself.
+  task.x_blocks = op.x.template as<float>();
+  if (task.tokens > 1) {
+    float* packed = blocks_.floats(task.tokens * features);
+    pack_blocks(op.x.template as<float>(), task.tokens, features, op.x.strides[0], 1, 1, packed);
+    task.x_blocks = packed;
+  }
+  run_tiles(task, kernels_.linear);
+}
+
+PlaneBlocks CpuBackend::split(const TensorView& x, int bits, int64_t group_size) {
+  const int64_t tokens = x.shape[0], features = x.shape[1];
+  const ChunkShape shape = chunk_shape(bits, group_size);
+  const int64_t groups = features / group_size, chunks = groups * shape.chunks();
+  PlaneBlocks out{.planes = activations_ == ActivationMode::int8 ? 1 : bits == 8 ? 2 : 3};
+  const int64_t words = tokens * groups * shape.group_steps() * out.planes;
+  const int64_t sums = chunks * tokens * out.planes;
+  out.steps = planes_.floats(words + sums + chunks * tokens + (tokens + 3) / 4);
+  out.sums = reinterpret_cast<int32_t*>(out.steps + chunks * tokens);
+  out.digits = out.sums + sums;
+  out.special = reinterpret_cast<uint8_t*>(out.digits + words);
+  out.x = x.as<float>();
+  out.x_stride = x.strides[0];
+  const SplitTask task{.x = x.as<float>(),
+                       .tokens = tokens,
+                       .token_stride = x.strides[0],
+                       .in_features = features,
+                       .bits = bits,
+                       .group_size = group_size,
+                       .out = out};
+  const int64_t block = kernels_.plane_columns / out.planes, blocks = (tokens + block - 1) / block;
+  if (tokens * features < kSerialWork) {
+    kernels_.split(task, 0, blocks);
+  } else {
+    pool_.parallel(blocks, [&](int, int64_t first, int64_t last) { kernels_.split(task, first, last); });
+  }
+  return out;
+}
+
+// Codes times integers; a token whose x is not finite has none and takes the float kernel alone, so that its result
+// too is the same in any company.
+template <class Encoding>
+void CpuBackend::run_planes(const Linear<Encoding>& op) {
+  LinearTask task = linear_task(op);
+  if (task.tokens == 0) return;
+  task.planes = split(op.x, op.weight.bits, op.weight.group_size);
+  run_tiles(task, kernels_.linear_planes);
+  for (int64_t token = 0; token < op.x.shape[0]; ++token) {
+    if (!task.planes.special[token]) continue;
+    LinearTask alone = task;
+    alone.planes = {};
+    alone.tokens = 1;
+    alone.x_blocks = op.x.template as<float>() + token * op.x.strides[0];
+    if (alone.positions) alone.positions += token;
+    if (alone.residual) alone.residual += token * alone.residual_stride;
+    alone.y += token * alone.y_stride;
+    run_tiles(alone, kernels_.linear);
   }
 }
 
@@ -71,10 +130,10 @@ void CpuBackend::run(const Linear<DenseView>& op) {
   run_linear(op);
 }
 void CpuBackend::run(const Linear<AffineView>& op) {
-  run_linear(op);
+  run_planes(op);
 }
 void CpuBackend::run(const Linear<SparseOutlierView>& op) {
-  run_linear(op);
+  run_planes(op);
 }
 void CpuBackend::run(const Linear<ResidualBinaryView>& op) {
   run_linear(op);

@@ -1,4 +1,5 @@
-// Linear layers, one instruction set (see simd.h).
+// Linear layers in floats, one instruction set (see simd.h): all encodings, but affine weights only for tokens that
+// are not finite (plane_kernels.h).
 //
 // Work partition: a thread owns whole tiles of 16 output rows. For each tile and each chunk of tokens, k
 // advances in blocks: the block's weights are decoded once into L1 as f32, then blocks of tokens run over it
@@ -93,10 +94,7 @@ static inline void store_rows(float* p, int64_t rows, F value) {
 static inline F apply(uint8_t activation, F value) {
   if (activation == 0) return value;
   if (activation == 1) return max(value, broadcast(0));
-  float lanes[kLanes];
-  store(lanes, value);
-  for (float& x : lanes) x = 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-  return load(lanes);
+  return gelu(value);
 }
 
 static void write_tile(const LinearTask& task, int64_t tile, int64_t first_token, int64_t count,
@@ -106,6 +104,7 @@ static void write_tile(const LinearTask& task, int64_t tile, int64_t first_token
   const F bias = task.bias ? load_rows(task.bias + row0, rows) : broadcast(0);
   for (int64_t t = 0; t < count; ++t) {
     const int64_t token = first_token + t;
+    if (task.planes.special && task.planes.special[token]) continue;
     F value = load(partial + t * kTileRows);
     if (task.bias) value = add(value, bias);
     if (task.position_bias && task.positions[token] < task.position_rows)
@@ -152,6 +151,7 @@ static void linear(const LinearTask& task, int64_t first_tile, int64_t last_tile
 }
 
 static void decode_row(const TiledWeight& weight, int64_t row, bool accumulate, float* out) {
+  if (const int bits = affine_bits(weight.kind)) return decode_affine_row(weight, row, bits, accumulate, out);
   const int64_t tile = row / kTileRows, lane = row % kTileRows;
   float block[kKBlock * kTileRows];
   for (int64_t k0 = 0; k0 < weight.in_features; k0 += kKBlock) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/strips.h"
 #include "kernels/cpu/tiles.h"
 
 namespace ballast {
@@ -13,8 +14,11 @@ void CpuBackend::run(const RoundColumns& op) {
   ColumnTask task{};
   task.w_stride = op.w.strides[0];
   task.width = width;
-  task.u = op.u.as<float>();
-  task.u_stride = op.u.strides[0];
+  float* const u = blocks_.floats((width + kColumnGroup - 1) / kColumnGroup * kColumnGroup * width);
+  for (int64_t first = 0; first < width; first += kColumnGroup)
+    fill_strip(op.u.as<float>(), op.u.strides[0], width, first, std::min(kColumnGroup, width - first),
+               kColumnGroup, u + first * width);
+  task.u = u;
   task.groups = op.groups.as<int32_t>();
   CHECK(op.scales.strides[0] == op.zero_points.strides[0]);
   task.group_stride = op.scales.strides[0];

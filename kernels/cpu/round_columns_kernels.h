@@ -43,6 +43,40 @@ static inline F load_lanes(const float* p, int64_t count, float rest) {
   return load(lanes);
 }
 
+struct ColumnFacts {
+  F scale, zero;
+};
+
+// COLUMNS columns from `first` on: first the errors of all columns before them, with the sums in registers, then
+// one by one. Columns of w hold −e once they are done. u: [width][kColumnGroup] of these columns.
+template <int COLUMNS>
+static void walk_group(const ColumnTask& task, int64_t first, const float* u, float* w, float* codes,
+                       ColumnFacts& facts) {
+  F column[COLUMNS];
+#pragma GCC unroll 4
+  for (int t = 0; t < COLUMNS; ++t) column[t] = load(w + (first + t) * kLanes);
+  for (int64_t i = 0; i < first; ++i) {
+    const F minus = load(w + i * kLanes);
+#pragma GCC unroll 4
+    for (int t = 0; t < COLUMNS; ++t) column[t] = fma(minus, broadcast(u[i * kColumnGroup + t]), column[t]);
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < COLUMNS; ++t) {
+    const int64_t i = first + t, group = task.groups[i];
+    if (i == 0 || group != task.groups[i - 1]) {
+      facts.scale = load_lanes(task.scales + group * task.group_stride, task.rows, 1);
+      facts.zero = load_lanes(task.zero_points + group * task.group_stride, task.rows, 0);
+    }
+    const float* row = u + i * kColumnGroup;
+    const F minus = negated(round_lanes(column[t], facts.scale, facts.zero, task.max_code, broadcast(row[t]),
+                                        codes + i * kLanes));
+    store(w + i * kLanes, minus);
+#pragma GCC unroll 4
+    for (int later = t + 1; later < COLUMNS; ++later)
+      column[later] = fma(minus, broadcast(row[later]), column[later]);
+  }
+}
+
 static void round_columns(const ColumnTask& task) {
   const int64_t rows = task.rows, width = task.width;
   float *const w = task.scratch, *const codes = w + width * kLanes;
@@ -50,24 +84,26 @@ static void round_columns(const ColumnTask& task) {
     for (int64_t i = 0; i < width; ++i) w[i * kLanes + row] = task.w[row * task.w_stride + i];
   for (int64_t row = rows; row < kLanes; ++row)
     for (int64_t i = 0; i < width; ++i) w[i * kLanes + row] = 0;
-  F scale = broadcast(1), zero = broadcast(0);
-  for (int64_t i = 0; i < width; ++i) {
-    if (i == 0 || task.groups[i] != task.groups[i - 1]) {
-      scale = load_lanes(task.scales + task.groups[i] * task.group_stride, rows, 1);
-      zero = load_lanes(task.zero_points + task.groups[i] * task.group_stride, rows, 0);
+  ColumnFacts facts{};
+  for (int64_t first = 0; first < width; first += kColumnGroup) {
+    const float* u = task.u + first * width;
+    switch (width - first) {
+      case 1:
+        walk_group<1>(task, first, u, w, codes, facts);
+        break;
+      case 2:
+        walk_group<2>(task, first, u, w, codes, facts);
+        break;
+      case 3:
+        walk_group<3>(task, first, u, w, codes, facts);
+        break;
+      default:
+        walk_group<4>(task, first, u, w, codes, facts);
     }
-    const float* u = task.u + i * task.u_stride;
-    const F error =
-        round_lanes(load(w + i * kLanes), scale, zero, task.max_code, broadcast(u[i]), codes + i * kLanes);
-    store(w + i * kLanes, error);
-    const F minus = negated(error);
-#pragma GCC unroll 4
-    for (int64_t j = i + 1; j < width; ++j)
-      store(w + j * kLanes, fma(minus, broadcast(u[j]), load(w + j * kLanes)));
   }
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < width; ++i) {
-      task.w[row * task.w_stride + i] = w[i * kLanes + row];
+      task.w[row * task.w_stride + i] = -w[i * kLanes + row];
       task.codes[row * task.code_stride + i] = uint8_t(codes[i * kLanes + row]);
     }
 }

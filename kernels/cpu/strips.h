@@ -1,4 +1,4 @@
-// Matrices as UpdateTask::b wants them: strips of `lanes` columns, [strip][depth][lanes].
+// Matrices as updates want them: strips of `lanes` columns, [strip][depth][lanes] (UpdateTask::b); transposes.
 #pragma once
 
 #include <algorithm>
@@ -29,6 +29,17 @@ void fill_strip_transposed(const T* source, int64_t stride, int64_t depth, int64
       for (int64_t k = first; k < last; ++k) out[k * lanes + lane] = lane < width ? in[k] : T(0);
     }
   }
+}
+
+/// out[j][i] = source[i][j], in squares that fit L1.
+template <class T>
+void transpose(const T* source, int64_t stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
+  constexpr int64_t kSide = 16;
+  for (int64_t i0 = 0; i0 < rows; i0 += kSide)
+    for (int64_t j0 = 0; j0 < columns; j0 += kSide)
+      for (int64_t j = j0; j < std::min(columns, j0 + kSide); ++j)
+        for (int64_t i = i0; i < std::min(rows, i0 + kSide); ++i)
+          out[j * out_stride + i] = source[i * stride + j];
 }
 
 }  // namespace ballast

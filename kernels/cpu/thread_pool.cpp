@@ -1,5 +1,12 @@
 #include "kernels/cpu/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
 #include "kernels/check.h"
 
 namespace ballast {
@@ -15,21 +22,76 @@ inline void relax() {
 #endif
 }
 
+std::vector<int> allowed_processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> processors;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return processors;
+  for (int index = 0; index < CPU_SETSIZE; ++index)
+    if (CPU_ISSET(index, &set)) processors.push_back(index);
+  return processors;
+}
+
+// 0 or an error number.
+int keep_on(pthread_t thread, const std::vector<int>& processors) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int index : processors) CPU_SET(index, &set);
+  return pthread_setaffinity_np(thread, sizeof set, &set);
+}
+
+void pin(pthread_t thread, int processor) {
+  if (const int error = keep_on(thread, {processor}); error != 0)
+    throw Error(str("cannot pin a thread to processor ", processor, ": ", std::strerror(error)));
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, bool pinned) : claims_(size_t(std::max(threads, 1))) {
   CHECK(threads >= 1);
-  for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+  if (pinned) allowed_ = allowed_processors();
+  if (pinned && int(allowed_.size()) < threads)
+    throw Error(str(threads, " threads cannot be pinned to ", allowed_.size(), " processors"));
+  try {
+    for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+    for (int index = 1; pinned && index < threads; ++index)
+      pin(workers_[size_t(index - 1)].native_handle(), allowed_[size_t(index)]);
+    if (pinned) pin(pthread_self(), allowed_[0]);
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(mutex_);
-    stopping_ = true;
-    generation_.fetch_add(1, std::memory_order_release);
-  }
-  wake_.notify_all();
+  stop();
+}
+
+void ThreadPool::stop() {
+  stopping_.store(true, std::memory_order_relaxed);
+  start_generation();
   for (std::thread& worker : workers_) worker.join();
+  if (!allowed_.empty()) keep_on(pthread_self(), allowed_);
+}
+
+// Either a worker that goes to sleep has counted itself before the load of asleep_ below, and is woken, or its
+// look at wake_ comes after the store, and it does not sleep: both orders are total (seq_cst).
+void ThreadPool::start_generation() {
+  const uint64_t generation = generation_.fetch_add(1, std::memory_order_release) + 1;
+  wake_.store(uint32_t(generation), std::memory_order_seq_cst);
+  if (asleep_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();
+}
+
+uint64_t ThreadPool::wait_for_generation_after(uint64_t seen) {
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (const uint64_t now = generation_.load(std::memory_order_acquire); now != seen) return now;
+    relax();
+  }
+  asleep_.fetch_add(1, std::memory_order_seq_cst);
+  while (wake_.load(std::memory_order_seq_cst) == uint32_t(seen))
+    wake_.wait(uint32_t(seen), std::memory_order_seq_cst);
+  asleep_.fetch_sub(1, std::memory_order_relaxed);
+  return generation_.load(std::memory_order_acquire);
 }
 
 void ThreadPool::run(int64_t count, void (*body)(void*, int, int64_t, int64_t), void* state) {
@@ -38,15 +100,16 @@ void ThreadPool::run(int64_t count, void (*body)(void*, int, int64_t, int64_t), 
     body(state, 0, 0, count);
     return;
   }
-  {
-    std::lock_guard lock(mutex_);
-    job_ = {count, body, state};
-    failure_ = nullptr;
-    running_.store(int(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-  }
-  wake_.notify_all();
+  job_ = {count, body, state};
+  running_.store(int(workers_.size()), std::memory_order_relaxed);
+  start_generation();
+  const uint64_t generation = generation_.load(std::memory_order_relaxed);
   run_part(0);
+  for (int index = threads() - 1; index > 0; --index) {
+    if (!claim(index, generation)) continue;
+    run_part(index);
+    running_.fetch_sub(1, std::memory_order_relaxed);
+  }
   for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
     if (spin < kSpins) {
       relax();
@@ -54,7 +117,17 @@ void ThreadPool::run(int64_t count, void (*body)(void*, int, int64_t, int64_t), 
       std::this_thread::yield();
     }
   }
-  if (failure_) std::rethrow_exception(failure_);
+  if (!failed_.load(std::memory_order_relaxed)) return;
+  failed_.store(false, std::memory_order_relaxed);
+  std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+// A part is taken at most once a generation, and run() returns only when all parts of its generation were: so
+// the job is still that generation's when a worker has taken its part.
+bool ThreadPool::claim(int index, uint64_t generation) {
+  std::atomic<uint64_t>& claimed = claims_[size_t(index)].generation;
+  uint64_t last = claimed.load(std::memory_order_relaxed);
+  return last < generation && claimed.compare_exchange_strong(last, generation, std::memory_order_acq_rel);
 }
 
 void ThreadPool::run_part(int index) {
@@ -64,24 +137,16 @@ void ThreadPool::run_part(int index) {
   try {
     job_.body(job_.state, index, begin, end);
   } catch (...) {
-    std::lock_guard lock(mutex_);
-    if (!failure_) failure_ = std::current_exception();
+    if (!failed_.exchange(true, std::memory_order_relaxed)) failure_ = std::current_exception();
   }
 }
 
 void ThreadPool::work(int index) {
   uint64_t seen = 0;
   while (true) {
-    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin) relax();
-    if (generation_.load(std::memory_order_acquire) == seen) {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
-    }
-    seen = generation_.load(std::memory_order_acquire);
-    {
-      std::lock_guard lock(mutex_);
-      if (stopping_) return;
-    }
+    seen = wait_for_generation_after(seen);
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    if (!claim(index, seen)) continue;
     run_part(index);
     running_.fetch_sub(1, std::memory_order_release);
   }

@@ -2,10 +2,8 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -13,7 +11,10 @@ namespace ballast {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);
+  /// `pinned`: the calling thread and every worker stay on a processor of their own, in the order of the processors
+  /// that the process may use. Error where there are fewer of them than threads, or the system refuses. Whoever
+  /// makes the pool must destroy it, and then may run anywhere again.
+  explicit ThreadPool(int threads, bool pinned = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -21,7 +22,10 @@ class ThreadPool {
   int threads() const { return int(workers_.size()) + 1; }
 
   /// Splits [0, count) into one contiguous part per thread and calls body(state, thread, begin, end) for each
-  /// non-empty part; returns when all are done, rethrowing the first exception. Not reentrant.
+  /// non-empty part; returns when all are done, rethrowing the first exception. Not reentrant. `thread` names the
+  /// part: what a worker has not begun when the caller is done with its own part, the caller does as well, so
+  /// that nobody waits for a worker that the system has not let run. Takes no lock, allocates nothing, and calls the
+  /// system only where a worker fell asleep.
   void run(int64_t count, void (*body)(void* state, int thread, int64_t begin, int64_t end), void* state);
 
   template <class Body>
@@ -34,23 +38,46 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
+  /// Calls body(thread, index) for every index of [0, count), each thread taking the next one as it gets done:
+  /// for items of unequal size.
+  template <class Body>
+  void deal(int64_t count, Body&& body) {
+    std::atomic<int64_t> next{0};
+    parallel(threads(), [&](int thread, int64_t, int64_t) {
+      for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+        body(thread, index);
+    });
+  }
+
  private:
   struct Job {
     int64_t count = 0;
     void (*body)(void*, int, int64_t, int64_t) = nullptr;
     void* state = nullptr;
   };
+  /// Alone in a cache line: workers poll their own part's while others are taken.
+  struct alignas(64) Claim {
+    std::atomic<uint64_t> generation{0};  ///< the last one that somebody took the part in
+  };
   void work(int index);
   void run_part(int index);
+  /// True for the one thread that gets to run the part in this generation.
+  bool claim(int index, uint64_t generation);
+  void start_generation();
+  uint64_t wait_for_generation_after(uint64_t seen);
+  void stop();
 
+  std::vector<int> allowed_;  ///< processors, where threads are pinned
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> running_{0};
-  bool stopping_ = false;
+  std::vector<Claim> claims_;  ///< one a part
+  alignas(64) std::atomic<uint64_t> generation_{0};
+  /// The generation's low half, which a worker that fell asleep waits for.
+  std::atomic<uint32_t> wake_{0};
+  std::atomic<int> asleep_{0};
+  alignas(64) std::atomic<int> running_{0};  ///< parts of workers that are not done
+  std::atomic<bool> failed_{false}, stopping_{false};
   Job job_;
-  std::exception_ptr failure_;
+  std::exception_ptr failure_;  ///< of the first part to fail
 };
 
 }  // namespace ballast

@@ -8,7 +8,7 @@
 namespace ballast {
 namespace {
 
-constexpr int64_t kFactBytes = 3 * kTileRows;  // per group: 16 binary16 scales and 16 zero points
+static_assert(kPlaneRows == kTileRows);
 
 int64_t tile_bytes(const DenseView& weight) {
   return weight.in_features * kTileRows * size_of(weight.dtype);
@@ -16,7 +16,8 @@ int64_t tile_bytes(const DenseView& weight) {
 
 int64_t tile_bytes(const AffineView& weight) {
   const int64_t groups = weight.in_features / weight.group_size;
-  return groups * (weight.group_size * 2 * weight.bits + kFactBytes);
+  return groups *
+         (affine_fact_bytes(weight.group_size) + chunk_shape(weight.bits, weight.group_size).code_bytes());
 }
 
 // source [rows of the tile, in_features] of Element -> [k][16]
@@ -29,20 +30,31 @@ void pack_tile(const std::byte* source, int64_t row_bytes, int64_t rows, int64_t
                   sizeof(Element));
 }
 
+// `out` is 0.
+void pack_chunk(const AffineMatrix& source, int64_t row0, int64_t rows, int64_t k0, int64_t columns,
+                uint8_t* out) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint8_t* codes = source.codes.data() + (row0 + row) * source.in_features + k0;
+    for (int64_t k = 0; k < columns; ++k) put_code(source.bits, columns, k, row, codes[k], out);
+  }
+}
+
 void pack_tile(const AffineMatrix& source, int64_t tile, uint8_t* out) {
   const int64_t row0 = tile * kTileRows, rows = std::min(kTileRows, source.out_features - row0);
+  const ChunkShape shape = chunk_shape(source.bits, source.group_size);
   for (int64_t group = 0; group < source.groups(); ++group) {
-    for (int64_t k = group * source.group_size; k < (group + 1) * source.group_size; ++k) {
-      put_column(source.codes, source.in_features, k, row0, source.bits, out);
-      out += 2 * source.bits;
-    }
-    std::memset(out, 0, kFactBytes);
+    const int64_t fact_bytes = affine_fact_bytes(source.group_size);
+    std::memset(out, 0, size_t(fact_bytes + shape.code_bytes()));
     for (int64_t row = 0; row < rows; ++row) {
       const size_t at = size_t((row0 + row) * source.groups() + group);
       std::memcpy(out + 2 * row, &source.scales[at], 2);
       out[2 * kTileRows + row] = source.zero_points[at];
     }
-    out += kFactBytes;
+    out += fact_bytes;
+    for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk) {
+      pack_chunk(source, row0, rows, group * source.group_size + chunk * kChunk, shape.columns(chunk), out);
+      out += shape.steps(chunk) * bytes_per_step(source.bits);
+    }
   }
 }
 

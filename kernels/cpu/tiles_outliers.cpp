@@ -15,7 +15,8 @@ int stored_stat_bits(const SparseOutlierView& weight) {
 
 int64_t tile_bytes(const SparseOutlierView& weight) {
   const int64_t groups = weight.in_features / weight.group_size;
-  return groups * (weight.group_size * 2 * weight.bits + 4 * stored_stat_bits(weight) + 8);
+  return groups *
+         (4 * stored_stat_bits(weight) + 8 + chunk_shape(weight.bits, weight.group_size).code_bytes());
 }
 
 int64_t k_blocks(int64_t in_features) {
@@ -37,25 +38,43 @@ OutlierPlace outlier_place(const SparseOutlierView& weight) {
   return place;
 }
 
+std::vector<bool> outlier_columns(const SparseOutlierMatrix& source, int64_t row) {
+  std::vector<bool> out(static_cast<size_t>(source.in_features));
+  for (uint32_t i = source.outlier_rows[size_t(row)]; i < source.outlier_rows[size_t(row) + 1]; ++i)
+    out[source.outlier_columns[i]] = true;
+  return out;
+}
+
 void pack_tile(const SparseOutlierMatrix& source, int64_t tile, int stat_bits, uint8_t* out) {
   static_assert(kTileRows == SparseOutlierMatrix::kStatRows);
-  const int64_t row0 = tile * kTileRows, groups = source.groups();
+  const int64_t row0 = tile * kTileRows, rows = std::min(kTileRows, source.out_features - row0);
+  const int64_t groups = source.groups(), fact_bytes = 4 * stat_bits + 8;
+  const ChunkShape shape = chunk_shape(source.bits, source.group_size);
+  const int64_t group_bytes = fact_bytes + shape.code_bytes();
+  std::memset(out, 0, size_t(groups * group_bytes));
   for (int64_t group = 0; group < groups; ++group) {
-    for (int64_t k = group * source.group_size; k < (group + 1) * source.group_size; ++k) {
-      put_column(source.codes, source.in_features, k, row0, source.bits, out);
-      out += 2 * source.bits;
+    uint8_t* at = out + group * group_bytes;
+    put_column(source.scale_codes, groups, group, row0, stat_bits, at);
+    put_column(source.zero_codes, groups, group, row0, stat_bits, at + 2 * stat_bits);
+    std::memcpy(at + 4 * stat_bits, source.stats.data() + (tile * groups + group) * 4, 8);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const std::vector<bool> outliers = outlier_columns(source, row0 + row);
+    const uint8_t* codes = source.codes.data() + (row0 + row) * source.in_features;
+    for (int64_t group = 0, k = 0; group < groups; ++group) {
+      uint8_t* at = out + group * group_bytes + fact_bytes;
+      for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk) {
+        const int64_t columns = shape.columns(chunk);
+        for (int64_t column = 0; column < columns; ++column, ++k)
+          if (!outliers[size_t(k)]) put_code(source.bits, columns, column, row, codes[k], at);
+        at += shape.steps(chunk) * bytes_per_step(source.bits);
+      }
     }
-    for (const auto* codes : {&source.scale_codes, &source.zero_codes}) {
-      put_column(*codes, groups, group, row0, stat_bits, out);
-      out += 2 * stat_bits;
-    }
-    std::memcpy(out, source.stats.data() + (tile * groups + group) * 4, 8);
-    out += 8;
   }
 }
 
-// Outliers by block of columns, then as the canonical form lists them. A tile's are neighbours there, so both
-// lists begin at the same index.
+// Outliers by column, then by row. A tile's are neighbours in the canonical form too, so both lists begin at the
+// same index.
 void pack_outliers(const SparseOutlierMatrix& source, int64_t tile, uint32_t* begin, uint32_t* list) {
   const int64_t row0 = tile * kTileRows, end = std::min(source.out_features, row0 + kTileRows);
   const int64_t blocks = k_blocks(source.in_features);
@@ -73,6 +92,9 @@ void pack_outliers(const SparseOutlierMatrix& source, int64_t tile, uint32_t* be
       const uint32_t place = uint32_t(column % kKBlock * kTileRows + row - row0);
       list[next[size_t(column / kKBlock)]++] = place | uint32_t(source.outlier_values[i]) << 16;
     }
+  for (int64_t block = 0; block < blocks; ++block)
+    std::sort(list + begin[tile * blocks + block], list + next[size_t(block)],
+              [](uint32_t a, uint32_t b) { return (a & 0xFFFFu) < (b & 0xFFFFu); });
 }
 
 }  // namespace

@@ -62,7 +62,9 @@ static void update_block(const T* a, const T* b, int64_t count, bool fresh, T* o
   using V = typename Vector<T>::type;
   constexpr int kLanesOfV = kVectorLanes<T>;
   V sums[kBlockRows][kBlockVectors];
+#pragma GCC unroll 12
   for (int i = 0; i < kBlockRows; ++i)
+#pragma GCC unroll 2
     for (int v = 0; v < kBlockVectors; ++v)
       sums[i][v] = fresh ? V{} : *reinterpret_cast<const V*>(out + i * out_stride + v * kLanesOfV);
   for (int64_t r = 0; r < count; ++r) {
@@ -74,9 +76,11 @@ static void update_block(const T* a, const T* b, int64_t count, bool fresh, T* o
     for (int i = 0; i < kBlockRows; ++i)
 #pragma GCC unroll 2
       for (int v = 0; v < kBlockVectors; ++v)
-        sums[i][v] = plus_product(a[i * kTermBlock + r], row[v], sums[i][v]);
+        sums[i][v] = plus_product(a[i * kTermBlock<T> + r], row[v], sums[i][v]);
   }
+#pragma GCC unroll 12
   for (int i = 0; i < kBlockRows; ++i)
+#pragma GCC unroll 2
     for (int v = 0; v < kBlockVectors; ++v)
       *reinterpret_cast<V*>(out + i * out_stride + v * kLanesOfV) = sums[i][v];
 }
@@ -102,7 +106,7 @@ static void gather_terms(const UpdateTask<T>& task, int64_t first, int64_t rows,
   const T sign = task.add ? T(1) : T(-1);
   const int64_t padded = (rows + kBlockRows - 1) / kBlockRows * kBlockRows;
   for (int64_t i = 0; i < padded; ++i) {
-    T* out = task.scratch + i * kTermBlock;
+    T* out = task.scratch + i * kTermBlock<T>;
     int64_t zeros = i < rows ? first + i + task.diagonal - from : count;
     zeros = zeros < 0 ? 0 : zeros < count ? zeros : count;
     for (int64_t r = 0; r < zeros; ++r) out[r] = 0;
@@ -110,6 +114,14 @@ static void gather_terms(const UpdateTask<T>& task, int64_t first, int64_t rows,
     const T* in = task.a + (first + i) * task.a_stride + from;
     for (int64_t r = zeros; r < count; ++r) out[r] = sign * in[r];
   }
+}
+
+// Towards L2: what gather_terms wants next.
+template <class T>
+static inline void fetch_terms(const UpdateTask<T>& task, int64_t row, int64_t from) {
+  const T* terms = task.a + row * task.a_stride + from;
+  const int64_t count = task.rank - from < kTermBlock<T> ? task.rank - from : kTermBlock<T>;
+  for (int64_t r = 0; r < count; r += 64 / int64_t(sizeof(T))) __builtin_prefetch(terms + r, 0, 2);
 }
 
 template <class T>
@@ -122,7 +134,7 @@ static void update_strip(const UpdateTask<T>& task, int64_t first, int64_t rows,
     // Where a is zero for a whole block there is nothing to do.
     int64_t skip = first + i + task.diagonal - from;
     skip = skip < 0 ? 0 : skip < count ? skip : count;
-    const T* a = task.scratch + i * kTermBlock + skip;
+    const T* a = task.scratch + i * kTermBlock<T> + skip;
     T* here = out + i * task.out_stride;
     const int64_t left = rows - i < kBlockRows ? rows - i : kBlockRows;
     for (int64_t ahead = i + kBlockRows; ahead < i + 2 * kBlockRows && ahead < rows; ++ahead)
@@ -137,17 +149,22 @@ static void update_strip(const UpdateTask<T>& task, int64_t first, int64_t rows,
 
 template <class T>
 static void update(const UpdateTask<T>& task) {
-  static_assert(kUpdateRows<T> % kBlockRows == 0);
-  for (int64_t first = 0; first < task.rows; first += kUpdateRows<T>) {
-    const int64_t rows = task.rows - first < kUpdateRows<T> ? task.rows - first : kUpdateRows<T>;
+  static_assert(kUpdateRows % kBlockRows == 0);
+  for (int64_t first = 0; first < task.rows; first += kUpdateRows) {
+    const int64_t rows = task.rows - first < kUpdateRows ? task.rows - first : kUpdateRows;
     bool fresh = task.fresh;
     int64_t from = first + task.diagonal < 0 ? 0 : first + task.diagonal;
-    for (; from < task.rank || fresh; from += kTermBlock) {
-      int64_t count = task.rank - from < kTermBlock ? task.rank - from : kTermBlock;
+    for (; from < task.rank || fresh; from += kTermBlock<T>) {
+      int64_t count = task.rank - from < kTermBlock<T> ? task.rank - from : kTermBlock<T>;
       count = count < 0 ? 0 : count;
       gather_terms<T>(task, first, rows, from, count);
-      for (int64_t column = 0; column < task.columns; column += kStrip<T>)
+      // Rows whose next terms are on their way.
+      int64_t fetched = from + kTermBlock<T> < task.rank ? 0 : rows;
+      for (int64_t column = 0; column < task.columns; column += kStrip<T>) {
+        for (; fetched < rows && fetched * task.columns < rows * (column + kStrip<T>); ++fetched)
+          fetch_terms<T>(task, first + fetched, from + kTermBlock<T>);
         update_strip<T>(task, first, rows, column, from, count, fresh);
+      }
       fresh = false;
     }
   }

@@ -5,6 +5,8 @@
 //
 // Softmax and sums are f32; j ascends in blocks of kPagePositions that start at absolute positions, so the
 // result does not depend on how a sequence was cut into chunks or what else is in the batch.
+//
+// Without a cache the spans are whole sequences and nothing is kept: images, whose tokens all see each other.
 #pragma once
 
 #include <span>
@@ -32,7 +34,7 @@ struct Attention {
   TensorView k;      ///< f32 [tokens, width]
   TensorView v;      ///< f32 [tokens, width]
   OutputView cache;  ///< f32 [pages, 2, heads, head_dim · kPagePositions]: keys [head_dim][16], values
-                     ///< [16][head_dim]
+                     ///< [16][head_dim]; or empty
   std::span<const AttentionSpan> spans;
   int64_t heads = 0;
   float scale = 1;  ///< OPT: head_dim^-1/2, applied to q before the product
@@ -49,13 +51,16 @@ struct Attention {
     CHECK(heads > 0 && dims["width"] % heads == 0, "attention: ", heads, " heads do not divide ",
           dims["width"]);
     dims.bind("heads", heads, "heads");
-    dims.bind("pair", 2, "key and value");
-    dims.bind("page", dims["width"] / heads * kPagePositions, "head_dim");
-    dims.match(cache, "cache", {"pages", "pair", "heads", "page"});
+    if (cache) {
+      dims.bind("pair", 2, "key and value");
+      dims.bind("page", dims["width"] / heads * kPagePositions, "head_dim");
+      dims.match(cache, "cache", {"pages", "pair", "heads", "page"});
+    }
     int64_t covered = 0;
     for (const AttentionSpan& span : spans) {
       CHECK(span.rows > 0 && span.past >= 0 && span.first_row == covered,
             "attention: spans must tile the rows");
+      CHECK(cache || span.past == 0, "attention: a past, but no cache");
       covered += span.rows;
     }
     CHECK(covered == dims["tokens"], "attention: spans cover ", covered, " of ", dims["tokens"], " rows");

@@ -1,7 +1,9 @@
 // y = activation(x · Wᵀ + bias + position_bias[position]) + residual
 //
-// Determinism: each y is summed over k in ascending order whatever the number of tokens, so a token's result
-// is the same bits alone, in a batch or in any chunk, and on every instruction set.
+// Determinism: how y is summed depends on the weight's shape and encoding alone, never on the number of tokens: in
+// ascending order of k, or in exact integers with their few roundings in a fixed order. So a token's result is the
+// same bits alone, in a batch or in any chunk, and on every instruction set. Layers with affine weights differ from
+// that of the decoded matrix by what kernels/README.md says.
 #pragma once
 
 #include "kernels/encodings/views.h"

@@ -8,7 +8,9 @@ namespace ballast {
 struct SecondMoment {
   TensorView a;  ///< f32 [tokens, rows]
   TensorView b;  ///< f32 [tokens, columns]; the same view as a for a symmetric result
-  double* out;  ///< f64 [rows, columns], row-major; summed in f32 over at most 1024 tokens, then added in f64
+  double* out =
+      nullptr;  ///< f64 [rows, columns], row-major; summed in f32 over at most 1024 tokens, then added
+  float* out_f32 = nullptr;  ///< the same in f32, instead of `out`: for sums of small differences
 
   void check() const {
     DimChecker dims("second_moment");
@@ -16,7 +18,7 @@ struct SecondMoment {
     dims.match(b, "b", {"tokens", "columns"});
     dims.dtype(a, "a", {DType::f32});
     dims.dtype(b, "b", {DType::f32});
-    CHECK(out != nullptr);
+    CHECK((out != nullptr) != (out_f32 != nullptr), "second_moment: one of out and out_f32");
   }
 };
 

@@ -36,7 +36,9 @@ struct CompensationProblem {
   std::span<const float> target;     ///< what the codes approximate: W, or W' (target.h)
   const QuantizedMatrix& quantized;  ///< Q
   const Statistics& input;           ///< of the stream that the quantized layer reads
-  const Statistics* reference = nullptr;  ///< of the float stream; null unless drift is to be corrected
+  /// Whose mean input W is to answer on average: the float stream's where drift is to be corrected, `input` itself where
+  /// W's own mean answer is wanted of a target that says nothing about it; null: the mean answer of `target` is right.
+  const Statistics* reference = nullptr;
   std::span<const double> residual_drift;  ///< [out_features], E[h_f − h_q] of the stream it adds to, or empty
   Compensation kind = Compensation::channel;
   /// E‖Ax‖² over the calibration inputs for A f32 [rows, in_features]; needed where the input's second moment

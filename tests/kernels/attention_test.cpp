@@ -18,6 +18,7 @@ using test::Random;
 using test::same_bits;
 using test::view_of;
 
+constexpr int64_t kBlock = 128;  ///< positions that the CPU backend joins at a time
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 int64_t page_count(int64_t positions) {
@@ -127,7 +128,9 @@ std::vector<std::vector<float>> run_alone(Backend& backend, const Setting& setti
 
 // One row of one head in f64. With es the error of a score (head_dim + 2 roundings of Σ|q·k|, one of the
 // difference from the largest) a probability is off by the factor e^2es and a few roundings of the
-// exponential; the sums over n positions and the final product add n + 4.
+// exponential; the sums over n positions and the final product add n + 4. Joining a block of positions to those
+// before it rounds one more difference of scores, two exponentials (3 roundings each) and a product and a sum for
+// each of values and total: 12.
 void head_row(const Setting& setting, const Sequence& s, int64_t row, int64_t head,
               std::vector<Expected>& out) {
   const int64_t dim = setting.head_dim, width = setting.width();
@@ -150,8 +153,10 @@ void head_row(const Setting& setting, const Sequence& s, int64_t row, int64_t he
     magnitude = std::max(magnitude, absolute);
   }
   for (double& w : weight) total += (w = std::exp(w - top));
-  const double score_error = double(dim + 2) * kRound32 * magnitude + kRound32 * (top - lowest);
-  const double relative = std::expm1(2 * score_error) + (2 * double(count) + 12) * kRound32;
+  const double joins = double((count - 1) / kBlock);
+  const double score_error =
+      double(dim + 2) * kRound32 * magnitude + (joins > 0 ? 2 : 1) * kRound32 * (top - lowest);
+  const double relative = std::expm1(2 * score_error) + (2 * double(count) + 12 + 12 * joins) * kRound32;
   for (int64_t d = 0; d < dim; ++d) {
     double value = 0, absolute = 0;
     for (int64_t j = 0; j < count; ++j) {
@@ -170,6 +175,48 @@ std::vector<Expected> reference(const Setting& setting, const Sequence& sequence
 }
 
 class AttentionOp : public IsaTest {};
+// Without a cache the same sums are formed by other loops.
+TEST_P(AttentionOp, WholeSequencesNeedNoCache) {
+  for (const Mask mask : {Mask::full, Mask::causal})
+    for (const int64_t head_dim : {16, 20, 3}) {
+      const Setting setting{.heads = 3, .head_dim = head_dim, .mask = mask};
+      Random random{uint64_t(head_dim)};
+      std::vector<Sequence> sequences;
+      for (const int64_t length : {1, 16, 37, 300})
+        sequences.push_back(random_sequence(random, setting, length));
+      std::vector<float> with_one_thread;
+      for (const int threads : {1, 3}) {
+        const auto backend = test::cpu_backend(GetParam(), threads);
+        Sequence all;
+        std::vector<AttentionSpan> spans;
+        for (const Sequence& one : sequences) {
+          spans.push_back({.first_row = int32_t(all.length), .rows = int32_t(one.length)});
+          all.length += one.length;
+          all.q.insert(all.q.end(), one.q.begin(), one.q.end());
+          all.k.insert(all.k.end(), one.k.begin(), one.k.end());
+          all.v.insert(all.v.end(), one.v.begin(), one.v.end());
+        }
+        const Shape shape{all.length, setting.width()};
+        std::vector<float> out(size_t(shape.elements()), kNan);
+        backend->run(Attention{.q = view_of(all.q, shape),
+                               .k = view_of(all.k, shape),
+                               .v = view_of(all.v, shape),
+                               .spans = spans,
+                               .heads = setting.heads,
+                               .scale = setting.scale(),
+                               .mask = mask,
+                               .out = view_of(out, shape)});
+        for (size_t i = 0; i < sequences.size(); ++i) {
+          const auto begin = out.begin() + spans[i].first_row * setting.width();
+          const std::vector<float> one(begin, begin + spans[i].rows * setting.width());
+          EXPECT_TRUE(within_bounds(one, reference(setting, sequences[i]))) << "head_dim " << head_dim;
+        }
+        if (with_one_thread.empty()) with_one_thread = out;
+        EXPECT_TRUE(same_bits(out, with_one_thread)) << "head_dim " << head_dim << ", " << threads << " threads";
+      }
+    }
+}
+
 BALLAST_FOR_ALL_ISAS(AttentionOp);
 
 TEST_P(AttentionOp, MatchesF64AndTheScalarBits) {
@@ -179,7 +226,8 @@ TEST_P(AttentionOp, MatchesF64AndTheScalarBits) {
       const Setting setting{.heads = 3, .head_dim = head_dim, .mask = mask};
       Random random{uint64_t(head_dim)};
       std::vector<Sequence> sequences;
-      for (int64_t length : {1, 3, 16, 17, 50}) sequences.push_back(random_sequence(random, setting, length));
+      for (int64_t length : {1, 3, 16, 17, 50, int(kBlock) + 1, scalar() ? 2 : 2 * int(kBlock) + 45})
+        sequences.push_back(random_sequence(random, setting, length));
       const auto outs = run_alone(*backend_, setting, sequences);
       const auto outs_two = run_alone(*two, setting, sequences);
       const auto outs_scalar = run_alone(*scalar_backend, setting, sequences);
@@ -193,19 +241,19 @@ TEST_P(AttentionOp, MatchesF64AndTheScalarBits) {
 }
 
 TEST_P(AttentionOp, AnyChunkingGivesTheSameBits) {
-  constexpr int64_t kLength = 70;
+  constexpr int64_t kLength = 2 * kBlock + 35;
   for (int64_t head_dim : {12, 64}) {
     const Setting setting{.heads = 2, .head_dim = head_dim};
     Random random(5);
     const std::vector<Sequence> sequences{random_sequence(random, setting, kLength)};
     const auto whole = run_alone(*backend_, setting, sequences);
     std::vector<std::vector<int64_t>> cuts;
-    for (int64_t size : {1, 3, 7, 16, 17, 64}) {
+    for (int64_t size : {1, 3, 7, 16, 17, 64, 130}) {
       cuts.emplace_back();
       for (int64_t past = 0; past < kLength; past += size)
         cuts.back().push_back(std::min(size, kLength - past));
     }
-    cuts.push_back({33, 1, 1, 20, 15});
+    cuts.push_back({33, 1, 1, 20, 15, 57, 1, 1, kLength - 129});
     for (const auto& cut : cuts) {
       auto outs = empty_outs(setting, sequences);
       Cache cache(setting, sequences, 2);
@@ -236,6 +284,37 @@ TEST_P(AttentionOp, MixedBatchesGiveTheBitsOfEachSequenceAlone) {
     run_batch(*backend, setting, sequences, cache, {{2, 32, 1}}, outs);
     for (size_t s = 0; s < sequences.size(); ++s)
       ASSERT_TRUE(same_bits(outs[s], alone[s])) << "sequence " << s << ", " << threads << " threads";
+  }
+}
+
+// A single row of one head, its blocks of positions shared by up to eight threads, and of sequences of which only some
+// have more than one block.
+TEST_P(AttentionOp, SharedBlocksOfPositionsGiveTheSameBits) {
+  for (int64_t head_dim : {20, 64}) {
+    const Setting setting{.heads = 1, .head_dim = head_dim};
+    Random random(9);
+    std::vector<Sequence> sequences;
+    for (int64_t length : {int64_t(3), kBlock, kBlock + 1, 5 * kBlock - 7})
+      sequences.push_back(random_sequence(random, setting, length));
+    const auto alone = run_alone(*backend_, setting, sequences);
+    for (int threads : {1, 2, 8}) {
+      const auto backend = test::cpu_backend(GetParam(), threads);
+      auto outs = empty_outs(setting, sequences);
+      Cache cache(setting, sequences, 3);
+      std::vector<Chunk> last;
+      for (size_t s = 0; s < sequences.size(); ++s) {
+        const int64_t past = sequences[s].length - 1;
+        run_batch(*backend, setting, sequences, cache, {{s, 0, past}}, outs);
+        last.push_back({s, past, 1});
+      }
+      auto one_by_one = outs;
+      run_batch(*backend, setting, sequences, cache, last, outs);
+      for (size_t s = 0; s < sequences.size(); ++s) {
+        ASSERT_TRUE(same_bits(outs[s], alone[s])) << "sequence " << s << ", " << threads << " threads";
+        run_batch(*backend, setting, sequences, cache, {last[s]}, one_by_one);
+        ASSERT_TRUE(same_bits(one_by_one[s], alone[s])) << "sequence " << s << ", " << threads << " threads";
+      }
+    }
   }
 }
 

@@ -2,138 +2,24 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <functional>
-#include <limits>
 
-#include "tests/support/backends.h"
-#include "tests/support/reference.h"
+#include "tests/support/linear_ops.h"
 
 namespace ballast {
 namespace {
 
+using test::check_matrix;
 using test::DenseMatrix;
-using test::Expected;
+using test::Extras;
 using test::IsaTest;
-using test::kRound32;
+using test::op_for;
 using test::Random;
+using test::random_extras;
+using test::reference;
+using test::run;
 using test::same_bits;
 using test::view_of;
-
-constexpr int64_t kTokenCounts[] = {1, 2, 3, 5, 6, 7, 12, 13, 193};
-constexpr int64_t kMostTokens = 400;
-
-// What is added to x · Wᵀ; absent parts stay empty.
-struct Extras {
-  std::vector<float> bias, position_bias, residual;
-  std::vector<int32_t> positions;
-  int64_t position_rows = 0;
-  Activation activation = Activation::none;
-};
-
-Extras random_extras(Random& random, int64_t tokens, int64_t out, Activation activation) {
-  Extras extras{.bias = random.floats(out), .activation = activation};
-  extras.position_rows = 7;
-  extras.position_bias = random.floats(7 * out);
-  extras.residual = random.floats(tokens * out);
-  for (int64_t t = 0; t < tokens; ++t) extras.positions.push_back(int32_t(random.below(10)));
-  return extras;
-}
-
-template <class Encoding>
-Linear<Encoding> op_for(const std::vector<float>& x, const Encoding& weight, const Extras& extras,
-                        int64_t tokens, std::vector<float>& y) {
-  const int64_t out = weight.out_features;
-  Linear<Encoding> op{.x = TensorView(x.data(), DType::f32, {tokens, weight.in_features}),
-                      .weight = weight,
-                      .activation = extras.activation,
-                      .y = OutputView(y.data(), DType::f32, {tokens, out})};
-  if (!extras.bias.empty()) op.bias = view_of(extras.bias, {out});
-  if (!extras.position_bias.empty()) {
-    op.position_bias = view_of(extras.position_bias, {extras.position_rows, out});
-    op.positions = view_of(extras.positions).rows(0, tokens);
-  }
-  if (!extras.residual.empty()) op.residual = TensorView(extras.residual.data(), DType::f32, {tokens, out});
-  return op;
-}
-
-template <class Encoding>
-std::vector<float> run(Backend& backend, const std::vector<float>& x, const Encoding& weight,
-                       const Extras& extras, int64_t tokens) {
-  // NaN where nothing is written, so that a forgotten element cannot pass.
-  std::vector<float> y(size_t(tokens * weight.out_features), std::numeric_limits<float>::quiet_NaN());
-  backend.run(op_for(x, weight, extras, tokens, y));
-  return y;
-}
-
-// One output in f64. A chain of n fused steps is off by at most n half-ulps of Σ|x·w|; every addition after
-// it rounds once more; gelu stretches errors by at most 1.13 and erff and three products add a few roundings.
-Expected one_output(const DenseMatrix& weight, const float* x, int64_t t, int64_t row, const Extras& extras) {
-  double sum = 0, magnitude = 0;
-  for (int64_t k = 0; k < weight.in_features; ++k) {
-    const double product = double(x[k]) * weight.values[size_t(row * weight.in_features + k)];
-    sum += product;
-    magnitude += std::abs(product);
-  }
-  const auto plus = [&](double value) {
-    sum += value;
-    magnitude += std::abs(value);
-  };
-  if (!extras.bias.empty()) plus(extras.bias[size_t(row)]);
-  if (!extras.position_bias.empty() && extras.positions[size_t(t)] < extras.position_rows)
-    plus(extras.position_bias[size_t(extras.positions[size_t(t)] * weight.out_features + row)]);
-  double bound = double(weight.in_features + 2) * kRound32 * magnitude;
-  if (extras.activation == Activation::relu) sum = std::max(sum, 0.0);
-  if (extras.activation == Activation::gelu) {
-    bound = 1.13 * bound + 6 * kRound32 * std::abs(sum);
-    sum = sum / 2 * (1 + std::erf(sum / std::sqrt(2.0)));
-  }
-  if (!extras.residual.empty()) {
-    sum += extras.residual[size_t(t * weight.out_features + row)];
-    bound += kRound32 * (std::abs(sum) + bound);
-  }
-  return {sum, bound};
-}
-
-std::vector<Expected> reference(const DenseMatrix& weight, const std::vector<float>& x, const Extras& extras,
-                                int64_t tokens) {
-  std::vector<Expected> out;
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t row = 0; row < weight.out_features; ++row)
-      out.push_back(one_output(weight, x.data() + t * weight.in_features, t, row, extras));
-  return out;
-}
-
-std::vector<float> first_rows(const std::vector<float>& y, int64_t rows, int64_t width) {
-  return {y.begin(), y.begin() + rows * width};
-}
-
-// Everything that must hold for one packed weight: near the f64 loop, and the same bits for a token in every
-// batch size, with two threads and on the scalar reference.
-template <class Matrix>
-void check_matrix(const std::string& isa, const Matrix& matrix, const DenseMatrix& values, uint64_t seed) {
-  Random random(seed);
-  const int64_t out = values.out_features;
-  const int64_t most = isa == "scalar" ? 193 : kMostTokens;
-  const std::vector<float> x = random.floats(most * values.in_features);
-  const Extras extras = random_extras(random, most, out, Activation::relu);
-  const auto backend = test::cpu_backend(isa), two = test::cpu_backend(isa, 2);
-  const auto weight = test::packed(*backend, matrix);
-  const std::vector<float> whole = run(*backend, x, weight.view, extras, most);
-  ASSERT_TRUE(within_bounds(whole, reference(values, x, extras, most)));
-  const auto weight_of_two = test::packed(*two, matrix);
-  ASSERT_TRUE(same_bits(run(*two, x, weight_of_two.view, extras, most), whole)) << "two threads";
-  for (int64_t tokens : kTokenCounts) {
-    const std::vector<float> expected = first_rows(whole, tokens, out);
-    ASSERT_TRUE(same_bits(run(*backend, x, weight.view, extras, tokens), expected)) << tokens << " tokens";
-    ASSERT_TRUE(same_bits(run(*two, x, weight_of_two.view, extras, tokens), expected))
-        << tokens << " tokens, 2";
-  }
-  const auto scalar = test::cpu_backend("scalar");
-  const auto weight_of_scalar = test::packed(*scalar, matrix);
-  ASSERT_TRUE(same_bits(run(*scalar, x, weight_of_scalar.view, extras, 13), first_rows(whole, 13, out)))
-      << "scalar";
-}
 
 class LinearOp : public IsaTest {};
 BALLAST_FOR_ALL_ISAS(LinearOp);
@@ -147,33 +33,6 @@ TEST_P(LinearOp, DenseWeightsOfAnyShape) {
       Random random(++seed);
       const DenseMatrix matrix(dtype, shape[0], shape[1], random.floats(shape.elements()));
       ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, matrix, seed));
-    }
-}
-
-// {out_features, in_features, group_size}
-TEST_P(LinearOp, AffineWeightsOfAnyShapeAndGroup) {
-  const Shape shapes[] = {{1, 16, 16},    {150, 144, 16}, {33, 96, 32},    {17, 320, 64},
-                          {70, 384, 128}, {31, 37, 37},   {130, 131, 131}, {16, 300, 300}};
-  uint64_t seed = 100;
-  for (int bits : {2, 3, 4, 8})
-    for (const Shape& shape : shapes) {
-      SCOPED_TRACE(str(bits, " bits, out, in, group ", shape.text()));
-      Random random(++seed);
-      const AffineMatrix matrix = test::random_affine(random, bits, shape[0], shape[1], shape[2]);
-      ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, test::decoded(matrix), seed));
-    }
-}
-
-// {out_features, in_features, group_size}
-TEST_P(LinearOp, OutliersOfAnyShapeAndGroup) {
-  const Shape shapes[] = {{150, 192, 16}, {17, 768, 64}, {31, 37, 37}, {16, 300, 5}};
-  uint64_t seed = 200;
-  for (int bits : {2, 3, 4, 8})
-    for (const Shape& shape : shapes) {
-      SCOPED_TRACE(str(bits, " bits, out, in, group ", shape.text()));
-      Random random(++seed);
-      const auto matrix = test::random_outliers(random, bits, 3, shape[0], shape[1], shape[2]);
-      ASSERT_NO_FATAL_FAILURE(check_matrix(GetParam(), matrix, test::decoded(matrix), seed));
     }
 }
 
@@ -202,31 +61,6 @@ void expect_equals_decoded(Backend& backend, const Matrix& matrix, Random& rando
         << tokens << " tokens";
 }
 
-TEST_P(LinearOp, OutliersEqualTheirDecodedMatrixBitForBit) {
-  uint64_t seed = 400;
-  for (int bits : {2, 3, 4, 8})
-    for (int stat_bits : {1, 2, 3, 4, 5, 8})
-      for (const Shape& shape : {Shape{83, 336, 16}, {64, 192, 192}, {15, 768, 3}})
-        for (float share : {0.0f, 0.02f, 1.0f}) {
-          SCOPED_TRACE(str(bits, " bits, ", stat_bits, " of statistics, ", shape.text(), ", share ", share));
-          Random random(++seed);
-          auto matrix = test::random_outliers(random, bits, stat_bits, shape[0], shape[1], shape[2], share);
-          // The smallest subnormal, the largest finite binary16 and minus zero.
-          matrix.stats[0] = 0x0001;
-          matrix.stats[1] = 0x7BFF;
-          matrix.stats[2] = 0xFBFF;
-          matrix.outlier_values[0] = 0x8000;
-          ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
-        }
-  // No outliers at all.
-  Random random(seed);
-  auto matrix = test::random_outliers(random, 3, 3, 40, 64, 16);
-  matrix.outlier_columns.clear();
-  matrix.outlier_values.clear();
-  matrix.outlier_rows.assign(41, 0);
-  ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
-}
-
 TEST_P(LinearOp, ResidualBinaryEqualsItsDecodedMatrixBitForBit) {
   uint64_t seed = 500;
   for (const Shape& shape : {Shape{83, 336, 128}, {64, 192, 128}, {15, 768, 100}, {16, 129, 128}}) {
@@ -236,19 +70,6 @@ TEST_P(LinearOp, ResidualBinaryEqualsItsDecodedMatrixBitForBit) {
     for (size_t i = 0; i < 7; ++i) matrix.coefficients[i] = i % 2 ? 0x7BFF : 0x8001;
     ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random));
   }
-}
-
-TEST_P(LinearOp, AffineEqualsItsDecodedMatrixBitForBit) {
-  for (int bits : {2, 3, 4, 8})
-    for (int64_t group_size : {16, 48, 336}) {
-      Random random{uint64_t(bits + group_size)};
-      AffineMatrix matrix = test::random_affine(random, bits, 83, 336, group_size);
-      // Extreme stored scales: the smallest subnormal and the largest finite binary16.
-      matrix.scales[0] = 0x0001;
-      matrix.scales[1] = 0x7BFF;
-      ASSERT_NO_FATAL_FAILURE(expect_equals_decoded(*backend_, matrix, random))
-          << bits << " bits, group " << group_size;
-    }
 }
 
 TEST_P(LinearOp, EveryCombinationOfExtras) {
@@ -389,6 +210,9 @@ TEST(FindBackend, DescribesItselfAndRefusesWhatIsNotThere) {
             "instruction set is \"mmx\", expected auto, scalar, avx2 or avx512");
   EXPECT_EQ(message({.device = "cpu", .threads = -1}),
             "--threads is -1, expected 1 to 1024, or 0 for all processors");
+  EXPECT_EQ(test::cpu_backend("scalar", 1, "int8")->description(), "cpu, scalar, 1 thread, int8 activations");
+  EXPECT_EQ(message({.device = "cpu", .activations = "int4"}),
+            "--activations is \"int4\", expected f32 or int8");
   for (const char* isa : {"avx2", "avx512"})
     if (!test::isa_runs_here(isa)) {
       EXPECT_EQ(message({.device = "cpu", .isa = isa}),

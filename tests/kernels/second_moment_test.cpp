@@ -106,6 +106,23 @@ TEST_P(SecondMomentOp, CrossOfDifferentWidths) {
   }
 }
 
+// Parts of 1024 tokens are the same f32 sums; adding each of them to f32 rounds once more.
+TEST_P(SecondMomentOp, IntoF32) {
+  constexpr int64_t kTokens = 2500, kRows = 37, kColumns = 50;
+  Random random{5};
+  const std::vector<float> a = random.floats(kTokens * kRows), b = random.floats(kTokens * kColumns);
+  const TensorView x = test::view_of(a, {kTokens, kRows}), y = test::view_of(b, {kTokens, kColumns});
+  std::vector<float> out(size_t(kRows * kColumns), 3.0f), expected = out;
+  backend_->run(SecondMoment{.a = x, .b = y, .out_f32 = out.data()});
+  for (int64_t first = 0; first < kTokens; first += kTokensInF32) {
+    const int64_t tokens = std::min(kTokensInF32, kTokens - first);
+    std::vector<double> part(out.size());
+    backend_->run(SecondMoment{.a = x.rows(first, tokens), .b = y.rows(first, tokens), .out = part.data()});
+    for (size_t i = 0; i < part.size(); ++i) expected[i] += float(part[i]);
+  }
+  EXPECT_EQ(out, expected);
+}
+
 TEST_P(SecondMomentOp, RowsOfTheInputsMayLieApart) {
   constexpr int64_t kTokens = 40, kRows = 21, kStride = 32;
   Random random(4);

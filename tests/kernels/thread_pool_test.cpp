@@ -1,7 +1,9 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
+#include <array>
 #include <chrono>
 #include <memory>
 #include <stdexcept>
@@ -29,6 +31,60 @@ TEST(ThreadPool, CoversEveryIndexOnceForAnyCount) {
       for (int parts : parts_of) EXPECT_LE(parts, 1);
     }
   }
+}
+
+TEST(ThreadPool, DealsEveryIndexOnce) {
+  for (int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int64_t count : {0, 1, 3, 1000}) {
+      std::vector<std::atomic<int>> visits(static_cast<size_t>(count));
+      pool.deal(count, [&](int thread, int64_t index) {
+        ASSERT_LT(thread, threads);
+        ++visits[size_t(index)];
+      });
+      for (const std::atomic<int>& once : visits) ASSERT_EQ(once, 1) << count << " on " << threads;
+    }
+  }
+}
+
+// With far more threads than processors most parts are not begun when the caller has done its own.
+TEST(ThreadPool, PartsNobodyBeganAreDoneByTheCaller) {
+  ThreadPool pool(32);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<int> visits(32, 0);
+    pool.parallel(32, [&](int thread, int64_t begin, int64_t end) {
+      ASSERT_EQ(begin, thread);
+      for (int64_t i = begin; i < end; ++i) ++visits[size_t(i)];
+    });
+    ASSERT_EQ(visits, std::vector<int>(32, 1)) << round;
+  }
+}
+
+TEST(ThreadPool, PinsEachThreadToAProcessorAndLetsGo) {
+  cpu_set_t before, inside, after;
+  ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+  {
+    ThreadPool pool(1, true);
+    ASSERT_EQ(sched_getaffinity(0, sizeof inside, &inside), 0);
+    EXPECT_EQ(CPU_COUNT(&inside), 1);
+  }
+  ASSERT_EQ(sched_getaffinity(0, sizeof after, &after), 0);
+  EXPECT_TRUE(CPU_EQUAL(&before, &after));
+  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one processor";
+  {
+    ThreadPool pool(2, true);
+    std::atomic<int> arrived{0};
+    std::array<cpu_set_t, 2> sets;
+    pool.parallel(2, [&](int thread, int64_t, int64_t) {
+      ++arrived;
+      while (arrived != 2) std::this_thread::yield();  // so that nobody does both parts
+      EXPECT_EQ(sched_getaffinity(0, sizeof sets[0], &sets[size_t(thread)]), 0);
+    });
+    EXPECT_EQ(CPU_COUNT(&sets[0]), 1);
+    EXPECT_EQ(CPU_COUNT(&sets[1]), 1);
+    EXPECT_FALSE(CPU_EQUAL(&sets[0], &sets[1]));
+  }
+  EXPECT_THROW(ThreadPool(CPU_COUNT(&before) + 1, true), Error);
 }
 
 TEST(ThreadPool, NeedsAThread) {

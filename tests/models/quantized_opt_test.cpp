@@ -59,7 +59,10 @@ void write_twins(const std::filesystem::path& codes, const std::filesystem::path
 
 class QuantizedOpt : public testing::TestWithParam<Kind> {};
 
-TEST_P(QuantizedOpt, RunsAsItsDecodedTwinBitForBit) {
+// Affine codes, with outliers or without, meet activations in integers and the twin's floats do not, so the two round differently: each of the
+// 3 · 4 + 1 linears on the way by at most its width (80) times 2^-23 of what it puts out, and the layers between
+// them keep the sizes. Residual binary weights are decoded for the float kernel: the twin's bits.
+TEST_P(QuantizedOpt, RunsAsItsDecodedTwin) {
   const TempFolder folder;
   write_twins(folder / "codes", folder / "dense", GetParam());
   const Checkpoint codes = Checkpoint::open(folder / "codes"), dense = Checkpoint::open(folder / "dense");
@@ -70,8 +73,14 @@ TEST_P(QuantizedOpt, RunsAsItsDecodedTwinBitForBit) {
   for (int32_t i = 0; i < 40; ++i) ids.push_back(i * 37 % 99);
   const std::vector<float> expected = logits_of(*backend, *twin, ids, ids.size());
   for (const float logit : expected) ASSERT_TRUE(std::isfinite(logit));
-  for (const size_t chunk : {ids.size(), size_t(7), size_t(1)})
-    ASSERT_TRUE(test::same_bits(logits_of(*backend, *model, ids, chunk), expected)) << chunk << " at once";
+  const std::vector<float> logits = logits_of(*backend, *model, ids, ids.size());
+  double largest = 0;
+  for (const float logit : expected) largest = std::max(largest, std::abs(double(logit)));
+  const bool floats = GetParam() == Kind::binary;
+  const double bound = floats ? 0 : (3 * 4 + 1) * 80 * 0x1p-23 * largest;
+  for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], expected[i], bound) << "logit " << i;
+  for (const size_t chunk : {size_t(7), size_t(1)})
+    ASSERT_TRUE(test::same_bits(logits_of(*backend, *model, ids, chunk), logits)) << chunk << " at once";
 }
 
 std::string name_of_kind(const testing::TestParamInfo<Kind>& kind) {

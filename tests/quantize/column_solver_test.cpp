@@ -34,9 +34,10 @@ TEST(ColumnSolver, BlocksAtOnceGiveWhatWeightByWeightGives) {
     int64_t group;
     bool act_order;
   };
-  for (const Setting setting : {Setting{0, false}, {32, false}, {96, false}, {192, false}, {64, true}}) {
+  for (const Setting setting :
+       {Setting{0, false}, {32, false}, {96, false}, {192, false}, {768, false}, {64, true}}) {
     SCOPED_TRACE(str("groups of ", setting.group, setting.act_order ? ", act-order" : ""));
-    const LayerFixture layer(37, 384, 900, 6);
+    const LayerFixture layer(37, 768, 1200, 6);
     LayerInput input(*layer.backend, activation_curvature(layer.statistics, false),
                      {.act_order = setting.act_order}, "layer");
     LayerProblem problem = layer.problem(3, setting.group, &input);
@@ -68,18 +69,20 @@ TEST(ColumnSolver, BlocksAtOnceGiveWhatWeightByWeightGives) {
 TEST(ColumnSolver, FactorAndCurvatureShareAMatrixUntilBothAreWanted) {
   const LayerFixture layer(4, 70, 300, 7);
   const Curvature whole = activation_curvature(layer.statistics, true);
-  LayerInput input(*layer.backend, whole, {}, "layer");
-  const double before = input.output_power(layer.weight);
-  std::vector<float> shared(70 * 70), apart(70 * 70);
-  input.factor().rows(0, 70, shared.data());
-  EXPECT_TRUE(input.factor().holds_curvature());
-  EXPECT_EQ(input.output_power(layer.weight), before);
-  EXPECT_EQ(input.curvature().h, whole.h);
-  EXPECT_FALSE(input.factor().holds_curvature());
-  input.factor().rows(0, 70, apart.data());
-  EXPECT_EQ(apart, shared);
-  EXPECT_EQ(input.factor().diagonal(69), double(apart.back()));
-  EXPECT_NEAR(before, layer.power() / double(layer.tokens), 1e-5 * before);
+  for (const bool act_order : {false, true}) {
+    LayerInput input(*layer.backend, whole, {.act_order = act_order}, "layer");
+    const double before = input.output_power(layer.weight);
+    std::vector<float> shared(70 * 70), apart(70 * 70);
+    input.factor().rows(0, 70, shared.data());
+    EXPECT_TRUE(input.factor().holds_curvature());
+    EXPECT_NEAR(input.output_power(layer.weight), before, 70 * 0x1p-24 * 10 * before);
+    EXPECT_EQ(input.curvature().h, whole.h);
+    EXPECT_FALSE(input.factor().holds_curvature());
+    input.factor().rows(0, 70, apart.data());
+    EXPECT_EQ(apart, shared);
+    EXPECT_EQ(input.factor().diagonal(69), double(apart.back()));
+    EXPECT_NEAR(before, layer.power() / double(layer.tokens), 1e-5 * before);
+  }
 }
 
 TEST(ColumnSolver, MovedStatisticsGiveTheSameCurvatureAndKeepTheirMeans) {

@@ -94,6 +94,11 @@ TEST(MethodOptions, WhatMakesNoSenseIsRefusedWithTheReason) {
       {"spqr", [](Recipe& r) { r.grid.symmetric = true; }, "--symmetric makes no sense"},
       {"spqr", [](Recipe& r) { r.act_order = true; }, "--act-order makes no sense"},
       {"comq", [](Recipe& r) { r.static_groups = true; }, "--static-groups makes no sense"},
+      {"gptq", [](Recipe& r) { r.gptaq = 1.5; }, "--gptaq is 1.5"},
+      {"comq", [](Recipe& r) { r.gptaq = 1; }, "--gptaq makes no sense with --method comq"},
+      {"gptq", [](Recipe& r) { r.gptaq = 1, r.asymmetric = true; }, "--gptaq makes no sense with --asymmetric"},
+      {"gptq", [](Recipe& r) { r.gptaq = 1, r.options.sweeps = 2; }, "--gptaq makes no sense with --sweeps"},
+      {"gptq", [](Recipe& r) { r.gptaq = 1, r.curvature = CurvatureKind::guided; }, "--gptaq makes no sense with --curvature guided"},
       {"comq", [](Recipe& r) { r.options.per_layer = true, r.grid.group_size = 64; }, "--scale-scope layer"},
   };
   for (const auto& refused : cases) {

@@ -5,11 +5,13 @@
 
 #include <cmath>
 #include <fstream>
+#include <map>
 
 #include "engine/evaluation/perplexity.h"
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "models/registry.h"
+#include "quantize/calibration.h"
 #include "tests/support/random.h"
 #include "tests/support/temp_folder.h"
 
@@ -144,6 +146,77 @@ std::vector<std::string> variants() {
 }
 INSTANTIATE_TEST_SUITE_P(All, EveryVariant, testing::ValuesIn(variants()),
                          [](const auto& info) { return info.param; });
+
+// Mean inputs of every layer, by name.
+struct MeanInputs final : nn::Observer {
+  std::map<std::string, std::vector<double>> sums;
+  std::map<std::string, double> counts;
+  void input(const nn::Linear& layer, const TensorView& x) override {
+    std::vector<double>& sum = sums[layer.name];
+    sum.resize(size_t(x.shape[1]));
+    for (int64_t t = 0; t < x.shape[0]; ++t)
+      for (int64_t i = 0; i < x.shape[1]; ++i) sum[size_t(i)] += double(x.row(t)[i]);
+    counts[layer.name] += double(x.shape[0]);
+  }
+};
+
+// The bias decides a layer's mean output: that of the float model with drift correction, else what the original layer
+// makes of the quantized model's own input, also where the codes aim at the float model.
+TEST(Quantizer, DriftIsCorrectedOnRequestOnly) {
+  const fs::path source = kTree / "tests/golden/opt/plain";
+  const TempFolder folder;
+  const auto backend = find_backend({.device = "cpu"});
+  const Checkpoint original = Checkpoint::open(source);
+  const auto float_model = load_model(original, *backend);
+  const CalibrationTokens tokens = random_tokens(16, 40, float_model->facts().vocab);
+  const auto mean_inputs = [&](nn::Model& model) {
+    MeanInputs means;
+    HiddenStream stream(*backend, model, tokens);
+    for (int64_t index = 0; index < model.facts().layers; ++index)
+      stream.for_each_part([&](const HiddenStream::Part& part) {
+        nn::ForwardContext context = part.context;
+        context.observer = &means;
+        model.block(index).forward(context, part.hidden);
+      });
+    return means;
+  };
+  const auto mean_output = [&](nn::Linear& layer, const MeanInputs& means, const std::string& name) {
+    const std::vector<double>& sum = means.sums.at(name);
+    std::vector<float> x(sum.size()), y(size_t(layer.out_features()));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = float(sum[i] / means.counts.at(name));
+    Workspace workspace(*backend);
+    const nn::BatchRows rows{.ids = {}, .positions = {}, .spans = {}};
+    layer.forward({*backend, workspace, rows, {}}, {x.data(), DType::f32, {1, int64_t(x.size())}},
+                  {y.data(), DType::f32, {1, int64_t(y.size())}});
+    return y;
+  };
+  const MeanInputs float_means = mean_inputs(*float_model);
+  for (const bool asymmetric : {false, true})
+    for (const bool correct_drift : {false, true}) {
+      Recipe recipe = recipe_of("gptq", 3, 0, Compensation::joint);
+      recipe.asymmetric = asymmetric;
+      recipe.correct_drift = correct_drift;
+      quantize(source, folder.path() / "out", recipe, tokens);
+      const Checkpoint written = Checkpoint::open(folder.path() / "out");
+      const auto model = load_model(written, *backend);
+      const MeanInputs means = mean_inputs(*model);
+      double kept = 0, corrected = 0, drift = 0;
+      for (int64_t index = 0; index < 3; ++index) {
+        nn::Linear& layer = *model->block(index).branches[1]->expand().front();
+        nn::Linear& float_layer = *float_model->block(index).branches[1]->expand().front();
+        const auto got = mean_output(layer, means, layer.name), own = mean_output(float_layer, means, layer.name),
+                   wanted = mean_output(float_layer, float_means, layer.name);
+        for (size_t i = 0; i < got.size(); ++i) {
+          kept += std::pow(double(got[i] - own[i]), 2);
+          corrected += std::pow(double(got[i] - wanted[i]), 2);
+          drift += std::pow(double(own[i] - wanted[i]), 2);
+        }
+      }
+      SCOPED_TRACE(str(asymmetric ? "asymmetric, " : "", correct_drift ? "corrected" : "not corrected"));
+      EXPECT_GT(drift, 1e-4);
+      EXPECT_LT(correct_drift ? corrected : kept, 1e-3 * drift);  // streams are kept in binary16
+    }
+}
 
 TEST(Quantizer, BiasFreeModelsGainBiasesOnlyWhenCompensated) {
   const fs::path source = kTree / "tests/golden/opt/no_bias";

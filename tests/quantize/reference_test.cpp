@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "quantize/gptaq.h"
 #include "quantize/stages/bias_compensation.h"
 #include "quantize/target.h"
 #include "tests/quantize/golden_layer.h"
@@ -68,14 +69,14 @@ TEST_P(Reference, CompensationIsTheMeanError) {
 }
 
 // Σ a bᵀ over tokens.
-std::vector<double> cross_moment(const std::vector<float>& a, const std::vector<float>& b, int64_t tokens) {
+std::vector<float> cross_moment(const std::vector<float>& a, const std::vector<float>& b, int64_t tokens) {
   const size_t rows = a.size() / size_t(tokens), columns = b.size() / size_t(tokens);
   std::vector<double> sum(rows * columns);
   for (size_t t = 0; t < size_t(tokens); ++t)
     for (size_t i = 0; i < rows; ++i)
       for (size_t j = 0; j < columns; ++j)
         sum[i * columns + j] += double(a[t * rows + i]) * double(b[t * columns + j]);
-  return sum;
+  return {sum.begin(), sum.end()};
 }
 
 // W' − W goes through U in f32, so it is good to about epsilon times the condition of H + λI, at most
@@ -85,11 +86,14 @@ TEST_P(Reference, AsymmetricTargetIsTheSame) {
   InputMoments moments{.quantized = layer.statistics, .reference = Statistics(layer.in, 0, false)};
   layer.add("x_float", moments.reference);
   const std::vector<float> x = layer.tensors.floats("x"), residual = layer.tensors.floats("residual");
-  moments.cross = cross_moment(layer.tensors.floats("x_float"), x, layer.tokens);
+  std::vector<float> drift = layer.tensors.floats("x_float");
+  for (size_t i = 0; i < x.size(); ++i) drift[i] -= x[i];
+  moments.drift = cross_moment(drift, x, layer.tokens);
   const auto expect_target = [&](const std::string& key, bool centred) {
     LayerInput input(*layer.backend, activation_curvature(layer.statistics, centred), {}, layer.name);
+    InputMoments taken = moments;
     const std::vector<float> got =
-        asymmetric_target(*layer.backend, layer.weight, drift_moments(moments, centred), input.factor());
+        asymmetric_target(*layer.backend, layer.weight, drift_moments(taken, centred), input.factor());
     const std::vector<float> expected = layer.tensors.floats(key);
     float largest = 0, apart = 0;
     for (size_t i = 0; i < expected.size(); ++i) {
@@ -100,12 +104,45 @@ TEST_P(Reference, AsymmetricTargetIsTheSame) {
   };
   expect_target("target", false);
   expect_target("target_centred", true);
-  moments.residual_cross = cross_moment(residual, x, layer.tokens);
+  moments.residual = cross_moment(residual, x, layer.tokens);
   moments.residual_sum.resize(size_t(layer.out));
   for (size_t i = 0; i < residual.size(); ++i)
     moments.residual_sum[i % size_t(layer.out)] += double(residual[i]);
   expect_target("target_residual", false);
   expect_target("target_centred_residual", true);
+}
+
+TEST_P(Reference, DriftFeedbackGivesTheSameCodes) {
+  const GoldenLayer layer(GetParam());
+  InputMoments moments{.quantized = layer.statistics, .reference = Statistics(layer.in, 0, false)};
+  layer.add("x_float", moments.reference);
+  const std::vector<float> x = layer.tensors.floats("x");
+  std::vector<float> drift = layer.tensors.floats("x_float");
+  for (size_t i = 0; i < x.size(); ++i) drift[i] -= x[i];
+  moments.drift = cross_moment(drift, x, layer.tokens);
+  int cases = 0;
+  for (const nlohmann::json& options : layer.facts.at("cases")) {
+    if (options.at("method") != "gptaq") continue;
+    const std::string name = options.at("name");
+    const bool centred = options.value("centred", false);
+    const FactorOptions factoring{.damping = options.at("damping"), .act_order = options.value("act_order", false)};
+    LayerInput shared(*layer.backend, activation_curvature(layer.statistics, centred), factoring, layer.name);
+    InputMoments taken = moments;
+    const DriftFeedback feedback(*layer.backend, drift_moments(taken, centred), shared.factor(), options.at("alpha"));
+    LayerInput input(*layer.backend, feedback.factor(), factoring, layer.name);
+    const std::vector<float> target = feedback.target(*layer.backend, layer.weight);
+    LayerProblem problem = layer.problem(options, &input);
+    problem.weight = target;
+    const auto got = std::get<AffineMatrix>(method_named("gptq").solve(*layer.backend, problem).matrix);
+    expect_same(got, layer.expected(name), name);
+    // And not those of plain GPTQ.
+    problem.weight = layer.weight;
+    problem.input = &shared;
+    const auto plain = std::get<AffineMatrix>(method_named("gptq").solve(*layer.backend, problem).matrix);
+    EXPECT_GT(count_different(got.codes, plain.codes), layer.out * layer.in / 50) << name;
+    ++cases;
+  }
+  EXPECT_EQ(cases, 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, Reference, testing::Values("narrow", "wide"),

@@ -85,6 +85,7 @@ TEST_F(Resume, AfterAnyModuleWithAnyRecipe) {
       {"joint", "plain", [](Recipe&) {}},
       {"drift", "plain", [](Recipe& r) { r.correct_drift = true; }},
       {"asymmetric", "plain", [](Recipe& r) { r.asymmetric = true; }},
+      {"gptaq", "plain", [](Recipe& r) { r.gptaq = 1; }},
       {"one pass", "plain", [](Recipe& r) { r.one_pass = r.asymmetric = r.correct_drift = true; }},
       {"position", "f16", [](Recipe& r) { r.compensation = Compensation::position; }},
       {"rtn", "bf16", [](Recipe& r) { r.method = "rtn", r.compensation = Compensation::none; }},

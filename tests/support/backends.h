@@ -15,8 +15,9 @@ namespace ballast::test {
 inline bool isa_runs_here(const std::string& isa) {
   return unsupported_isas().find(isa) == std::string::npos;
 }
-inline std::unique_ptr<Backend> cpu_backend(const std::string& isa, int threads = 1) {
-  return find_backend({.device = "cpu", .threads = threads, .isa = isa});
+inline std::unique_ptr<Backend> cpu_backend(const std::string& isa, int threads = 1,
+                                            const std::string& activations = "f32") {
+  return find_backend({.device = "cpu", .threads = threads, .isa = isa, .activations = activations});
 }
 
 /// One body over instruction sets; those that this machine cannot run are skipped.

@@ -29,4 +29,10 @@ template <class Failure = Error, class Run>
   return ::testing::AssertionFailure() << "no exception";
 }
 
+/// The same for several parts of an Error's message.
+template <class Run>
+void expect_error(const Run& run, std::initializer_list<std::string> parts) {
+  for (const std::string& part : parts) EXPECT_TRUE(throws_with(part, run));
+}
+
 }  // namespace ballast

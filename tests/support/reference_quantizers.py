@@ -152,9 +152,9 @@ def groups_of(columns, options):
     return size, columns // size
 
 
-def fit_all_groups(w, options, margins=None):
+def fit_all_groups(w, options, margins=None, exact=True):
     size, groups = groups_of(w.shape[1], options)
-    fits = [fit_grid(w[:, g * size : (g + 1) * size], options, margins) for g in range(groups)]
+    fits = [fit_grid(w[:, g * size : (g + 1) * size], options, margins, exact) for g in range(groups)]
     return np.stack([s for s, _ in fits], axis=1), np.stack([z for _, z in fits], axis=1)
 
 
@@ -226,7 +226,8 @@ def gptq(w, h, dead, options, damping=0.01, act_order=False, static_groups=False
     reordering. Otherwise a group's grid is fitted when its first column comes, on weights that hold all earlier errors.
     dead_in_range: whether the weights of dead inputs, which are zeroed, count in the range of a grid.
     coupling: E[(x_float - x) x^T] makes it GPTAQ (2504.02692, section 3.3): P = alpha ((dX X^T U^T) masked to its strict
-    upper triangle) U, and every column also adds w_i P_i: to the columns behind it, w_i being its current weight.
+    upper triangle) U, and every column also adds w_i P_i: to the columns behind it, w_i being its current weight. Grids are
+    then fitted on the weights as they would come to be rounded if no rounding erred from there on, as quantize/gptaq.h says.
     """
     w = np.array(w, float)
     out, n = w.shape
@@ -245,16 +246,26 @@ def gptq(w, h, dead, options, damping=0.01, act_order=False, static_groups=False
     p = np.zeros_like(u)
     if coupling is not None:
         p = alpha * np.triu(np.asarray(coupling, float)[np.ix_(order, order)] @ u.T, 1) @ u
+
+    def foreseen(w, first):
+        """w once the drift of the columns from first on has been fed forward."""
+        w = w.copy()
+        for k in range(first, n):
+            w[:, k + 1 :] += np.outer(w[:, k], p[k, k + 1 :])
+        return w
+
     scales, zeros = np.zeros((out, groups)), np.zeros((out, groups))
     if fixed or groups == 1:  # one group per row: fitted before anything is lost
-        scales, zeros = fit_all_groups(fitted_on, options, margins)
+        fitted_on[:, order] = foreseen(fitted_on[:, order], 0)
+        scales, zeros = fit_all_groups(fitted_on, options, margins, exact=coupling is None)
     codes = np.zeros((out, n))
     w = w[:, order]
     for i in range(n):
         column = order[i]
         g = column // size
         if not fixed and groups > 1 and column % size == 0:
-            scales[:, g], zeros[:, g] = fit_grid(w[:, i : i + size], options, margins, exact=i == 0)
+            ahead = foreseen(w, i)[:, i : i + size]
+            scales[:, g], zeros[:, g] = fit_grid(ahead, options, margins, exact=i == 0 and coupling is None)
         s, z = scales[:, g], zeros[:, g]
         codes[:, column] = codes_for(w[:, i], s, z, options)
         margins.note(np.where(dead[column], 1.0, code_margin(w[:, i], s, z, options)))

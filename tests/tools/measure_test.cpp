@@ -82,15 +82,68 @@ TEST(BenchCommand, JsonHasARowForEachTest) {
   EXPECT_EQ(object["rows"][0]["test"], "pp16");
   EXPECT_EQ(object["rows"][1]["test"], "tg4");
   for (const auto& row : object["rows"])
-    for (const char* key : {"tokens", "tokens_per_second", "bytes_per_token", "bandwidth_gb_s"})
+    for (const char* key : {"tokens", "tokens_per_second", "median", "bytes_per_token", "bandwidth_gb_s",
+                            "share_of_read", "share_of_fma_peak"})
       EXPECT_GT(row[key], 0) << key;
+  for (const char* key :
+       {"model_read_gb_s", "fma_peak_gflop_s", "weight_bytes", "load_seconds", "relu_zeros"})
+    EXPECT_GT(object[key], 0) << key;
+  EXPECT_FALSE(object["machine"]["date"].empty());
   EXPECT_TRUE(
       refused(ballast({"bench", "-m", kDemo, "--prompt", "0", "--generate", "0"}), "nothing to measure"));
   EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--prompt", "513"}), "512 positions"));
 }
 
-TEST(BenchCommand, KernelsHaveRates) {
-  const Outcome run = ballast({"bench", "--kernels", "--kernel-size", "128", "--repeat", "2", "--json"});
+TEST(BenchCommand, TestsAreAllPairsBehindEachDepth) {
+  const std::vector<std::string> arguments = {"bench", "-m",      kDemo,  "--prompt", "4,8", "--generate",
+                                              "2,3",   "--depth", "0,40", "--repeat", "1"};
+  auto json = arguments, csv = arguments;
+  json.push_back("--json");
+  csv.push_back("--csv");
+  const auto rows = ballast(json).json()["rows"];
+  const std::vector<std::string> tests = {"pp4",       "pp8",       "tg2",       "tg3",
+                                          "pp4 @ d40", "pp8 @ d40", "tg2 @ d40", "tg3 @ d40"};
+  ASSERT_EQ(rows.size(), tests.size());
+  for (size_t i = 0; i < tests.size(); ++i) EXPECT_EQ(rows[i]["test"], tests[i]);
+  EXPECT_EQ(rows[2]["cache_bytes_per_token"], 0);
+  // Positions, keys and values, layers, numbers, bytes.
+  EXPECT_EQ(rows[6]["cache_bytes_per_token"], 40 * 2 * 4 * 256 * 2);
+  const Outcome table = ballast(csv);
+  EXPECT_EQ(std::count(table.out.begin(), table.out.end(), '\n'), 9);
+  EXPECT_NE(table.out.find("\ntg3 @ d40,3,40,"), table.out.npos);
+  csv.push_back("--json");
+  EXPECT_TRUE(refused(ballast(csv), "--csv"));
+  EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--prompt", "12,x"}), "--prompt"));
+  EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--depth", "-1"}), "--depth is -1"));
+  EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--prompt", "8", "--depth", "505"}), "512 positions"));
+}
+
+TEST(BenchCommand, LinearLayersHaveRates) {
+  const Outcome run =
+      ballast({"bench", "--kernels", "linear", "--kernel-shapes", "tiny", "--kernel-bits", "16,4",
+               "--kernel-groups", "32,0", "--kernel-tokens", "1,16", "--repeat", "1", "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const auto object = run.json();
+  EXPECT_FALSE(object.contains("kernels"));
+  // Four layers; binary16, and 4 bits in two group sizes; two token counts.
+  ASSERT_EQ(object["linear"].size(), 4 * 3 * 2u);
+  for (const auto& row : object["linear"]) {
+    for (const char* key :
+         {"microseconds", "bandwidth_gb_s", "share_of_read", "gmac_per_second", "share_of_fma_peak"})
+      EXPECT_GT(row[key], 0) << key;
+    const double weights = row["out_features"].get<double>() * row["in_features"].get<double>();
+    const double group = row["group_size"];
+    EXPECT_EQ(row["weight_bytes"], row["bits"] == 16 ? 2 * weights : weights * (4 + 20 / group) / 8);
+  }
+  EXPECT_TRUE(refused(ballast({"bench", "--kernels", "linear", "--kernel-bits", "5"}), "--kernel-bits is 5"));
+  EXPECT_TRUE(refused(ballast({"bench", "--kernels", "linear", "--kernel-shapes", "7b"}), "tiny, 125m"));
+  EXPECT_TRUE(refused(ballast({"bench", "--kernels", "linear", "--kernel-groups", "96"}), "divisor of 2048"));
+  EXPECT_TRUE(refused(ballast({"bench", "--kernels", "some"}), "--kernels"));
+}
+
+TEST(BenchCommand, QuantizerStepsHaveRates) {
+  const Outcome run =
+      ballast({"bench", "--kernels", "quantizer", "--kernel-size", "128", "--repeat", "2", "--json"});
   ASSERT_EQ(run.code, 0) << run.err;
   const auto rows = run.json()["kernels"];
   ASSERT_GE(rows.size(), 5u);  // and one more where oneDNN is installed
@@ -98,7 +151,8 @@ TEST(BenchCommand, KernelsHaveRates) {
     EXPECT_GT(row["gflops_per_second"], 0) << row;
     EXPECT_EQ(row["rounds"].size(), 2u);
   }
-  EXPECT_TRUE(refused(ballast({"bench", "--kernels", "--kernel-size", "200"}), "multiple of 128"));
+  EXPECT_TRUE(
+      refused(ballast({"bench", "--kernels", "quantizer", "--kernel-size", "200"}), "multiple of 128"));
   EXPECT_TRUE(refused(ballast({"bench"}), "--kernels"));
 }
 

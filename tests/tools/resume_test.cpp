@@ -55,16 +55,16 @@ class ResumeCommand : public testing::Test {
 
   static fs::path model() { return *shared_ / "model"; }
   static Arguments command(const fs::path& output, const Arguments& more = {}) {
-    Arguments arguments = {"quantize", "-m", model().string(), "-o", output.string(),
-                           "--bits",   "3",  "--quiet"};
+    Arguments arguments = {"quantize", "-m", model().string(), "-o", output.string(), "--quiet"};
+    const auto given = [&](const std::string& flag) { return std::find(more.begin(), more.end(), flag) != more.end(); };
+    if (!given("--target-bits")) arguments.insert(arguments.end(), {"--bits", "3"});
     const std::pair<std::string, std::string> defaults[] = {
         {"--samples", "8"},
         {"--threads", "1"},
         {"--damping", "0.1"},
         {"--calibration", (*shared_ / "text.txt").string()}};
     for (const auto& [flag, value] : defaults)
-      if (std::find(more.begin(), more.end(), flag) == more.end())
-        arguments.insert(arguments.end(), {flag, value});
+      if (!given(flag)) arguments.insert(arguments.end(), {flag, value});
     arguments.insert(arguments.end(), more.begin(), more.end());
     return arguments;
   }
@@ -331,6 +331,37 @@ TEST_F(ResumeCommand, SelfCalibrationIsNotSampledAgain) {
   EXPECT_NE(content(output() / kWork / "journal").find("calibration tokens"), std::string::npos);
   ASSERT_EQ(ballast(command(output(), {"--resume", "--calibration", "self"})).code, 0);
   EXPECT_TRUE(files_of(output()) == files_of(folder_ / "whole"));
+}
+
+// The widths are chosen once and kept: killed before, while and after they are written.
+TEST_F(ResumeCommand, WidthsAndTuningAfterSigkill) {
+  const Arguments mixed = {"--target-bits", "3.7", "--tune", "1"};
+  ASSERT_EQ(ballast(command(folder_ / "whole", mixed)).code, 0);
+  const Files expected = files_of(folder_ / "whole");
+  ASSERT_EQ(run({"", 0}, mixed).code, 0);
+  const int64_t all = std::stoll(folder_.read("calls"));
+  EXPECT_TRUE(files_of(output()) == expected);
+  fs::remove_all(output());
+  Arguments again = mixed;
+  again.push_back("--resume");
+  bool kept = false;
+  for (int64_t at = 1; at <= all && !HasFailure(); at += 3) {
+    SCOPED_TRACE(at);
+    EXPECT_EQ(run({at % 2 ? "kill" : "torn", at}, mixed).code, 128 + SIGKILL);
+    if (content(output() / kWork / "journal").find("widths") != std::string::npos) {
+      const Arguments other = {"--resume", "--target-bits", "3.6", "--tune", "1"};
+      if (!kept) EXPECT_TRUE(refused(ballast(command(output(), other)), "--target-bits 3.7 -> 3.6"));
+      kept = true;
+    }
+    if (!fs::exists(output() / "config.json")) {
+      const Outcome outcome = ballast(command(output(), again));
+      EXPECT_EQ(outcome.code, 0) << outcome.err;
+    }
+    fs::remove_all(output() / kWork);
+    EXPECT_TRUE(files_of(output()) == expected);
+    fs::remove_all(output());
+  }
+  EXPECT_TRUE(kept);
 }
 
 TEST_F(ResumeCommand, AnOlderCheckpointStaysUntilItIsReplaced) {

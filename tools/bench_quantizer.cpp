@@ -1,53 +1,16 @@
-#include "tools/bench_kernels.h"
+#include "tools/bench_quantizer.h"
 
-#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <random>
 
 #include "quantize/methods/gptq.h"
+#include "tools/bench_dnnl.h"
 #include "tools/console.h"
 
 namespace ballast {
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.empty() ? 0 : values.size() % 2 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
-/// oneDNN, opened when asked for: linked in it would cost every command its start.
-class OneDnn {
- public:
-  explicit OneDnn(int threads) {
-    void* library = nullptr;
-    for (const char* name : {"libdnnl.so.3", "libdnnl.so.2", "libdnnl.so"})
-      if (!library) library = dlopen(name, RTLD_NOW | RTLD_GLOBAL);
-    if (!library) return;
-    sgemm_ = reinterpret_cast<Sgemm*>(dlsym(library, "dnnl_sgemm"));
-    if (auto* set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-        set && threads > 0)
-      set(threads);
-  }
-  explicit operator bool() const { return sgemm_ != nullptr; }
-  /// c = a·b, all [size, size]
-  void multiply(int64_t size, const float* a, const float* b, float* c) const {
-    const int status = sgemm_('N', 'N', size, size, size, 1, a, size, b, size, 0, c, size);
-    if (status != 0) throw RuntimeFailure(str("dnnl_sgemm failed with status ", status));
-  }
-
- private:
-  using Sgemm = int(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*,
-                    int64_t, float, float*, int64_t);
-  Sgemm* sgemm_ = nullptr;
-};
 
 std::vector<float> normal_floats(int64_t count, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -57,9 +20,9 @@ std::vector<float> normal_floats(int64_t count, uint64_t seed) {
   return values;
 }
 
-class KernelBench {
+class QuantizerBench {
  public:
-  KernelBench(Backend& backend, const KernelBenchOptions& options)
+  QuantizerBench(Backend& backend, const QuantizerBenchOptions& options)
       : backend_(backend),
         n_(options.size),
         dnnl_(options.threads),
@@ -78,7 +41,7 @@ class KernelBench {
   }
 
   void round();
-  std::vector<KernelRow> rows() {
+  std::vector<QuantizerRow> rows() {
     if (!dnnl_) rows_.erase(rows_.begin() + kSgemm);
     return std::move(rows_);
   }
@@ -94,17 +57,18 @@ class KernelBench {
     body();
     return now() - start;
   }
-  void note(Row row, double taken) { rows_[row].rates.push_back(rows_[row].gigaflops / taken); }
+  void note(Row row, double taken) { rows_[row].rates.add(rows_[row].gigaflops / taken); }
 
   Backend& backend_;
   int64_t n_;
   OneDnn dnnl_;
   std::vector<float> x_, weight_, product_;
-  std::vector<KernelRow> rows_;
+  std::vector<QuantizerRow> rows_;
 };
 
-void KernelBench::round() {
-  if (dnnl_) note(kSgemm, seconds([&] { dnnl_.multiply(n_, weight_.data(), x_.data(), product_.data()); }));
+void QuantizerBench::round() {
+  if (dnnl_)
+    note(kSgemm, seconds([&] { dnnl_.multiply(n_, n_, n_, weight_.data(), x_.data(), product_.data()); }));
   Statistics statistics(n_, 0, true);
   const TensorView x(x_.data(), DType::f32, {kTokens, n_});
   note(kMoment,
@@ -129,23 +93,26 @@ void KernelBench::round() {
   note(kWalk, walk);
   note(kGptq, factor + walk);
   if (!dnnl_) return;
-  for (KernelRow& row : rows_) row.sgemm_share.push_back(row.rates.back() / rows_[kSgemm].rates.back());
+  for (QuantizerRow& row : rows_)
+    row.sgemm_share.add(row.rates.values.back() / rows_[kSgemm].rates.values.back());
 }
 
 }  // namespace
 
-nlohmann::json KernelRow::json() const {
-  nlohmann::json object = {
-      {"kernel", kernel}, {"gigaflops", gigaflops}, {"gflops_per_second", median(rates)}, {"rounds", rates}};
-  if (!sgemm_share.empty()) object["share_of_sgemm"] = median(sgemm_share);
+nlohmann::json QuantizerRow::json() const {
+  nlohmann::json object = {{"kernel", kernel},
+                           {"gigaflops", gigaflops},
+                           {"gflops_per_second", rates.median()},
+                           {"rounds", rates.values}};
+  if (!sgemm_share.empty()) object["share_of_sgemm"] = sgemm_share.median();
   return object;
 }
 
-std::vector<KernelRow> bench_kernels(Backend& backend, const KernelBenchOptions& options,
-                                     const std::function<void(const std::string&)>& progress) {
+std::vector<QuantizerRow> bench_quantizer(Backend& backend, const QuantizerBenchOptions& options,
+                                          const std::function<void(const std::string&)>& progress) {
   if (options.size < 128 || options.size % 128 != 0 || options.size > 16384)
     throw Error(str("--kernel-size is ", options.size, ", expected a multiple of 128 up to 16384"));
-  KernelBench bench(backend, options);
+  QuantizerBench bench(backend, options);
   for (int64_t round = 0; round < options.repeat; ++round) {
     progress(str("kernels, round ", round + 1, " of ", options.repeat));
     bench.round();
@@ -153,15 +120,14 @@ std::vector<KernelRow> bench_kernels(Backend& backend, const KernelBenchOptions&
   return bench.rows();
 }
 
-std::string kernel_table(const std::vector<KernelRow>& rows) {
+std::string quantizer_table(const std::vector<QuantizerRow>& rows) {
   std::string text =
       "| kernel | GFLOP | GFLOP/s, median (lowest, highest) | of oneDNN's SGEMM |\n|---|---:|---:|---:|\n";
-  for (const KernelRow& row : rows)
+  for (const QuantizerRow& row : rows)
     text +=
         fmt::format("| {} | {:.1f} | {:.1f} ({:.1f}, {:.1f}) | {} |\n", row.kernel, row.gigaflops,
-                    median(row.rates), *std::min_element(row.rates.begin(), row.rates.end()),
-                    *std::max_element(row.rates.begin(), row.rates.end()),
-                    row.sgemm_share.empty() ? "" : fmt::format("{:.0f} %", 100 * median(row.sgemm_share)));
+                    row.rates.median(), row.rates.lowest(), row.rates.highest(),
+                    row.sgemm_share.empty() ? "" : fmt::format("{:.0f} %", 100 * row.sgemm_share.median()));
   return text;
 }
 

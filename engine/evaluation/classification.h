@@ -1,0 +1,77 @@
+// Images through a classifier, and how often its first or its first five answers are right.
+#pragma once
+
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/io/image_preparation.h"
+#include "engine/nn/model.h"
+#include "engine/runtime/runner.h"
+
+namespace ballast {
+
+/// Files to prepared images, on all threads of a backend.
+class ImageReader {
+ public:
+  /// Error unless prepared images are what the model reads, or if it reads text.
+  ImageReader(const Checkpoint& checkpoint, const nn::ModelFacts& facts);
+
+  struct Result {
+    Image image;        ///< prepared; empty after an error
+    std::string error;  ///< one line, or empty
+  };
+  std::vector<Result> read(Backend& backend, std::span<const std::filesystem::path> files) const;
+  /// Values of a prepared image's patches, as Batch wants them.
+  void write_patches(const Image& prepared, std::span<float> patches) const {
+    preparation_.write_patches(prepared, facts_.patch_height, facts_.patch_width, patches);
+  }
+  const nn::ImageFacts& facts() const { return facts_; }
+
+ private:
+  Image read_one(const std::filesystem::path& file) const;
+
+  ImagePreparation preparation_;
+  nn::ImageFacts facts_;
+};
+
+class ImageClassifier {
+ public:
+  ImageClassifier(const Checkpoint& checkpoint, Backend& backend, nn::Model& model)
+      : backend_(backend), classes_(model.facts().vocab), reader_(checkpoint, model.facts()), runner_(backend, model) {}
+
+  struct Result {
+    std::vector<float> logits;  ///< [classes]; empty after an error
+    std::string error;          ///< one line that starts with the file's name, or empty
+  };
+  /// Files that cannot be read do not keep the others back. Reading and the model take turns on the backend's threads,
+  /// so that there are never more of them than asked for.
+  std::vector<Result> classify(std::span<const std::filesystem::path> files);
+
+  /// Files of one call that keep the threads busy and the activations small.
+  static constexpr int64_t kBatch = 8;
+
+ private:
+  Backend& backend_;
+  int64_t classes_;
+  ImageReader reader_;
+  Runner runner_;
+};
+
+/// Classes by descending logit, the `count` first; of equal ones the lower index leads.
+std::vector<int64_t> best_classes(std::span<const float> logits, int64_t count);
+/// −log softmax(logits)[label]
+double negative_log_likelihood(std::span<const float> logits, int64_t label);
+
+struct ClassificationScore {
+  int64_t images = 0, right = 0, among_five = 0;
+  double nll_sum = 0;
+
+  void add(std::span<const float> logits, int64_t label);
+  double top1() const { return images ? 100.0 * double(right) / double(images) : 0; }  ///< percent
+  double top5() const { return images ? 100.0 * double(among_five) / double(images) : 0; }
+  double nll() const { return images ? nll_sum / double(images) : 0; }
+};
+
+}  // namespace ballast

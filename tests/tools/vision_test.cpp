@@ -1,0 +1,177 @@
+// classify, evaluate and quantize on image classifiers.
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <sstream>
+
+#include "tests/tools/run_ballast.h"
+
+namespace ballast {
+namespace {
+
+namespace fs = std::filesystem;
+const fs::path kTests = fs::path(BALLAST_SOURCE_DIR) / "tests/golden";
+
+// A tiny model, and a list of five images of which one is damaged.
+class Vision : public testing::Test {
+ protected:
+  void SetUp() override {
+    fs::create_directory(folder_ / "model");
+    for (const char* name : {"config.json", "model.safetensors"})
+      fs::copy_file(kTests / "vit/vit" / name, folder_ / "model" / name);
+    folder_.write("model/preprocessor_config.json",
+                  R"({"image_processor_type": "ViTImageProcessor", "size": 20})");
+    for (const char* name : {"photo.jpg", "grey.png", "cmyk.jpg", "palette.png"})
+      fs::copy_file(kTests / "image" / name, folder_ / name);
+    folder_.write("broken.jpg", "\xFF\xD8\xFF\xE0");
+    folder_.write("good.txt", "photo.jpg 0\ngrey.png, 6\ncmyk.jpg 2\npalette.png 3\n");
+    folder_.write("list.txt", "photo.jpg 0\nbroken.jpg 1\ngrey.png, 6\ncmyk.jpg 2\npalette.png 3\n");
+  }
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+
+  TempFolder folder_;
+};
+
+TEST_F(Vision, ClassifyGoesOnAfterABadImage) {
+  const Outcome run = ballast({"classify", "-m", path("model"), "--top", "2", "--json", path("photo.jpg"),
+                               path("broken.jpg"), path("grey.png")});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_NE(run.err.find("broken.jpg: is a damaged or unsupported JPEG"), run.err.npos) << run.err;
+  const auto images = run.json().at("images");
+  ASSERT_EQ(images.size(), 3u);
+  EXPECT_EQ(images[0]["predictions"].size(), 2u);
+  EXPECT_GE(images[0]["predictions"][0]["probability"], images[0]["predictions"][1]["probability"]);
+  EXPECT_TRUE(images[0]["predictions"][0]["label"].get<std::string>().starts_with("LABEL_"));
+  EXPECT_TRUE(images[1].contains("error"));
+  EXPECT_TRUE(images[2].contains("predictions"));
+}
+
+TEST_F(Vision, ClassifyNamesClassesFromAFile) {
+  folder_.write("names.txt", "a\nb\nc\nd\ne\nf\ng\n");
+  const Outcome run = ballast(
+      {"classify", "-m", path("model"), "--labels", path("names.txt"), "--top", "7", path("photo.jpg")});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_NE(run.out.find("  g\n"), run.out.npos) << run.out;
+  folder_.write("names.txt", "a\nb\n");
+  EXPECT_TRUE(
+      refused(ballast({"classify", "-m", path("model"), "--labels", path("names.txt"), path("photo.jpg")}),
+              "names.txt: has 2 lines"));
+}
+
+TEST_F(Vision, EvaluateCountsWhatItCouldRead) {
+  const Outcome run = ballast({"evaluate", "-m", path("model"), "--images", path("list.txt"), "--predictions",
+                               path("predictions.tsv"), "--json"});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_NE(run.err.find("broken.jpg"), run.err.npos);
+  const auto json = run.json();
+  EXPECT_EQ(json["images"], 4);
+  EXPECT_EQ(json["failed"], 1);
+  for (const char* key : {"top1", "top5", "nll", "images_per_second"})
+    EXPECT_TRUE(json[key].is_number()) << key;
+  std::istringstream lines(folder_.read("predictions.tsv"));
+  std::string line;
+  int64_t rows = 0;
+  while (std::getline(lines, line)) {
+    if (line.starts_with("#")) continue;
+    ++rows;
+    EXPECT_EQ(std::count(line.begin(), line.end(), '\t'), 5) << line;
+  }
+  EXPECT_EQ(rows, 4);
+}
+
+TEST_F(Vision, ThreadsDoNotChangeResults) {
+  std::string first;
+  for (const char* threads : {"1", "3"}) {
+    const Outcome run = ballast({"evaluate", "--threads", threads, "-m", path("model"), "--images",
+                                 path("good.txt"), "--predictions", path("predictions.tsv"), "--json"});
+    EXPECT_EQ(run.code, 0) << run.err;
+    const std::string rows = folder_.read("predictions.tsv") + run.json()["nll"].dump();
+    if (first.empty()) first = rows;
+    EXPECT_EQ(rows, first);
+  }
+}
+
+TEST_F(Vision, RefusesTextModelsAndModelsWithoutPreparation) {
+  EXPECT_TRUE(refused(ballast({"classify", "-m", kDemo, path("photo.jpg")}), "expected an image classifier"));
+  fs::remove(folder_ / "model/preprocessor_config.json");
+  EXPECT_TRUE(
+      refused(ballast({"classify", "-m", path("model"), path("photo.jpg")}), "preprocessor_config.json"));
+  folder_.write("model/preprocessor_config.json", R"({"size": 30})");
+  EXPECT_TRUE(
+      refused(ballast({"classify", "-m", path("model"), path("photo.jpg")}), "the model reads 20 x 20"));
+}
+
+TEST_F(Vision, QuantizedFoldersAreReadBack) {
+  const std::vector<std::vector<std::string>> runs = {
+      {"--bits", "4", "--method", "rtn"},
+      {"--bits", "3", "--recipe", "best"},
+      {"--bits", "2", "--method", "comq"},
+      {"--bits", "3", "--method", "spqr", "--group-size", "12", "--skip", "output.dense"},
+      {"--method", "billm"},
+      {"--bits", "8", "--head-bits", "8", "--compensate", "position"},
+      {"--bits", "4", "--curvature", "output-adaptive"},
+      {"--bits", "4", "--curvature", "guided"},
+      {"--target-bits", "6"}};
+  for (const auto& flags : runs) {
+    std::vector<std::string> arguments{
+        "quantize",       "-m",      path("model"), "-o",    path("out"), "--calibration",
+        path("good.txt"), "--force", "--quiet",     "--json"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    const Outcome run = ballast(arguments);
+    ASSERT_EQ(run.code, 0) << flags[0] << " " << flags[1] << ": " << run.err;
+    EXPECT_EQ(run.json()["calibration"]["samples"], 4);
+    const Outcome measured = ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--json"});
+    EXPECT_EQ(measured.code, 0) << measured.err;
+    EXPECT_TRUE(std::isfinite(measured.json()["nll"].get<double>()));
+    EXPECT_EQ(ballast({"inspect", path("out")}).code, 0);
+  }
+}
+
+TEST_F(Vision, QuantizeRefusesWhatMakesNoSense) {
+  const auto quantize = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"quantize", "-m", path("model"), "-o", path("out"), "--bits", "4"});
+    return ballast(more);
+  };
+  EXPECT_TRUE(refused(quantize({}), "--calibration is missing"));
+  EXPECT_TRUE(refused(quantize({"--calibration", path("good.txt"), "--samples", "9"}), "lists 4 images"));
+  EXPECT_TRUE(
+      refused(quantize({"--calibration", path("good.txt"), "--length", "64"}), "--length is for text"));
+  EXPECT_TRUE(refused(quantize({"--calibration", path("list.txt")}), "broken.jpg"));
+}
+
+// The trained model against what transformers computed for the same files. A minute or two.
+TEST(VisionReference, SlowDeitTinyOnValidationImages) {
+  const fs::path data = fs::path(BALLAST_SOURCE_DIR).parent_path() / "shared/data";
+  const fs::path model = data / "deit-tiny-patch16-224", list = data / "imagenet-val-1300/dataset.txt";
+  if (!fs::exists(model) || !fs::exists(list)) GTEST_SKIP() << "no trained model beside the checkout";
+  const TempFolder folder;
+  const Outcome run = ballast({"evaluate", "-m", model.string(), "--images", list.string(), "--predictions",
+                               (folder / "predictions.tsv").string(), "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_NEAR(run.json()["top1"].get<double>(), 81.62, 0.1);
+  EXPECT_NEAR(run.json()["nll"].get<double>(), 0.8669, 1e-3);
+  std::ifstream expected_file(model / "reference_fp32_imagenet-val-1300.tsv");
+  std::istringstream got_file(folder.read("predictions.tsv"));
+  std::string expected_line, got_line;
+  int64_t rows = 0;
+  while (std::getline(expected_file, expected_line) && std::getline(got_file, got_line)) {
+    if (expected_line.starts_with("#")) continue;
+    std::string path, got_path;
+    int64_t label, first, second, got_label, got_first, got_second;
+    double logit, runner_up, got_logit, got_runner_up;
+    std::istringstream(expected_line) >> path >> label >> first >> logit >> second >> runner_up;
+    std::istringstream(got_line) >> got_path >> got_label >> got_first >> got_logit >> got_second >>
+        got_runner_up;
+    ASSERT_EQ(path, got_path);
+    if (logit - runner_up > 0.05) {
+      EXPECT_EQ(first, got_first) << path;
+    }
+    EXPECT_NEAR(logit, got_logit, 0.05) << path;
+    EXPECT_NEAR(runner_up, got_runner_up, 0.05) << path;
+    ++rows;
+  }
+  EXPECT_EQ(rows, 1300);
+}
+
+}  // namespace
+}  // namespace ballast

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Compares two files that `make bench` wrote.
+
+usage: bench_compare.py [OLD] NEW      OLD: a file, or by default the last committed bench/cpu.json
+
+Rates are compared as shares: decoding of the rate at which the machine read memory in the same run, prefill and single layers of its
+fp32 multiply-adds, so that runs on different machines, or on the same one on a bad day, can be set side by side. Prints a table of new /
+old; exit 1 when a share fell by more than a fifth.
+"""
+import json
+import pathlib
+import subprocess
+import sys
+
+LOWEST = 0.8
+
+
+def shares(result):
+    """{name: share of what the machine can do}"""
+    out = {}
+    for run in result["models"]:
+        for row in run["rows"]:
+            key = "share_of_read" if row["test"].startswith("tg") else "share_of_fma_peak"
+            out[f"{run['label']}, {row['test']}"] = row[key]
+    for row in result["linear"]:
+        key = "share_of_read" if row["tokens"] == 1 else "share_of_fma_peak"
+        out[f"{row['kernel']}, {row['bits']} bits, groups of {row['group_size']}, {row['tokens']} tokens"] = row[key]
+    return out
+
+
+def committed():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    done = subprocess.run(["git", "show", "HEAD:bench/cpu.json"], cwd=root, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        sys.exit("bench_compare: no bench/cpu.json is committed")
+    return json.loads(done.stdout)
+
+
+def main():
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    old = json.loads(pathlib.Path(sys.argv[1]).read_text()) if len(sys.argv) == 3 else committed()
+    new = json.loads(pathlib.Path(sys.argv[-1]).read_text())
+    before, after = shares(old), shares(new)
+    print(f"old: {old['build']}, {old['machine'].get('processor', '?')}, {old['machine']['date']}")
+    print(f"new: {new['build']}, {new['machine'].get('processor', '?')}, {new['machine']['date']}\n")
+    print("| what | old | new | new / old |\n|---|---:|---:|---:|")
+    fell = 0
+    for name, share in after.items():
+        if name not in before:
+            continue
+        ratio = share / before[name]
+        fell += ratio < LOWEST
+        print(f"| {name} | {100 * before[name]:.1f} % | {100 * share:.1f} % | {ratio:.2f}{' !' if ratio < LOWEST else ''} |")
+    missing = sorted(set(before) - set(after))
+    if missing:
+        print(f"\nnot measured any more: {'; '.join(missing)}")
+    sys.exit(1 if fell else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+// What this machine can do at most, measured in the process whose figures are compared with it.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "tools/bench_samples.h"
+
+namespace ballast {
+
+/// Working sets beyond this are read at the rate of memory, whatever the caches.
+inline constexpr int64_t kLargestSet = int64_t(512) << 20;
+
+/// Reads a buffer with all threads of a backend, each its own part of it, over and over.
+class MemoryReader {
+ public:
+  explicit MemoryReader(Backend& backend) : backend_(backend) {}
+  /// Bytes per second of the best of several passes over `bytes` (at most kLargestSet) in about a tenth of a second.
+  /// The highest rate of all calls with this size is kept and returned: other work can only lower a rate.
+  double rate(int64_t bytes);
+
+ private:
+  double pass(int64_t words);
+
+  Backend& backend_;
+  std::vector<uint64_t> buffer_;
+  std::vector<std::pair<int64_t, double>> best_;
+};
+
+/// Fused multiply-adds of f32 per second that all threads reach with operands in registers, the best of several
+/// runs; vectors as wide as the processor has.
+double peak_multiply_adds(Backend& backend);
+
+/// processor, flags (those that choose kernels), processors, date.
+nlohmann::json machine_facts();
+
+}  // namespace ballast

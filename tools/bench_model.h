@@ -1,0 +1,64 @@
+// Tokens per second of a model: prompts in one pass and tokens one by one, behind any number of earlier ones.
+#pragma once
+
+#include <functional>
+
+#include "engine/nn/model.h"
+#include "tools/bench_machine.h"
+
+namespace ballast {
+
+struct ModelBenchOptions {
+  std::vector<int64_t> prompt = {512}, generate = {64}, depth = {0};
+  int64_t repeat = 5;
+
+  /// Error when nothing is left to measure.
+  void check() const;
+  /// Positions that the longest test reaches.
+  int64_t positions() const;
+};
+
+/// What one token costs at least. The weights count as a file without padding stores them: quantized ones with a
+/// 16-bit scale and a zero point per group, biases and norms in 16 bits.
+struct TokenCost {
+  double weight_bytes = 0;
+  double block_multiply_adds = 0;  ///< of the linear layers, without the head
+  double head_multiply_adds = 0;
+  double cache_bytes = 0;  ///< keys and values of one earlier position in 16 bits
+};
+TokenCost token_cost(nn::Model& model);
+
+struct BenchRow {
+  std::string test;  ///< "pp512", "tg64 @ d1024"
+  int64_t tokens = 0, depth = 0;
+  Samples rates;  ///< tokens per second of every run
+  double bytes_per_token = 0, cache_bytes_per_token = 0;
+  double multiply_adds_per_token = 0;
+  double read_rate = 0, peak = 0;  ///< of the machine: bytes and multiply-adds per second
+
+  double bandwidth() const { return rates.mean() * bytes_per_token * 1e-9; }
+  /// Of the rate at which the weights (and the keys and values of the depth) could be read.
+  double share_of_read() const {
+    return rates.median() * (bytes_per_token + cache_bytes_per_token) / read_rate;
+  }
+  double share_of_peak() const { return rates.median() * multiply_adds_per_token / peak; }
+  nlohmann::json json() const;
+};
+
+struct ModelBench {
+  std::vector<BenchRow> rows;
+  double memory_read = 0, model_read = 0,
+         peak = 0;  ///< per second; model_read: a working set of the model's size
+  TokenCost cost;
+  double relu_zeros = 0;  ///< share of exact zeros in the input of fc2
+
+  void add_to(nlohmann::json& object) const;
+  std::string markdown() const;
+  std::string csv() const;
+};
+
+/// All blocks must be loaded. Error when a test needs more positions than the model has.
+ModelBench bench_model(Backend& backend, nn::Model& model, const ModelBenchOptions& options,
+                       const std::function<void(const std::string&)>& progress);
+
+}  // namespace ballast
