@@ -6,7 +6,7 @@ BALLAST := $(BUILD)/ballast
 JOBS ?= $(shell nproc)
 
 PACKAGES := g++ cmake ninja-build pkg-config python3 nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev \
-  libpcre2-dev libsentencepiece-dev libdnnl-dev libjpeg-dev libpng-dev libgtest-dev
+  libboost-dev libpcre2-dev libsentencepiece-dev libdnnl-dev libjpeg-dev libpng-dev libgtest-dev
 CHECK_PACKAGES := clang libclang-rt-dev clang-tidy clang-format
 
 .PHONY: help build deps check-deps demo test check results bench format lint clean

@@ -7,6 +7,7 @@
 #include "tools/bench_linear.h"
 #include "tools/bench_model.h"
 #include "tools/bench_quantizer.h"
+#include "tools/bench_serve.h"
 #include "tools/console.h"
 #include "tools/flags.h"
 #include "tools/loaded_model.h"
@@ -27,6 +28,7 @@ struct BenchOptions {
   std::string kernels;  ///< empty: none
   int64_t repeat = 5;
   bool force = false, json = false, csv = false;
+  ServeBenchOptions serve;
 };
 
 /// A folder for a model that nobody keeps.
@@ -109,6 +111,7 @@ void save(const BenchOptions& options, Backend& backend) {
 }
 
 void bench(BenchOptions options, const GlobalOptions& global) {
+  if (!options.serve.url.empty()) return bench_serve(options.serve, options.json);
   options.tests.repeat = options.repeat;
   check(options);
   const auto backend = find_backend(global.backend_with(options.activations));
@@ -190,6 +193,7 @@ Subcommand add_bench(CLI::App& root, const GlobalOptions& global) {
   count("--kernel-size", options->quantizer.size, 128,
         "Width and height of the layer in --kernels quantizer");
   add_activations_flag(*app, options->activations);
+  add_serve_bench_flags(*app, options->serve);
   app->add_flag("--json", options->json, "Print one JSON object instead of a Markdown table");
   app->add_flag("--csv", options->csv, "Print the tests of a model as comma-separated values");
   return {app, [options, &global] { bench(*options, global); }};

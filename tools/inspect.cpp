@@ -8,6 +8,7 @@
 #include "engine/io/json.h"
 #include "models/registry.h"
 #include "tools/console.h"
+#include "tools/model_summary.h"
 #include "tools/subcommand.h"
 
 namespace ballast {
@@ -18,80 +19,15 @@ struct InspectOptions {
   bool all_tensors = false, check = false, json = false;
 };
 
-/// One linear layer as loaded.
-struct LayerFacts {
-  std::string name, encoding;
-  int64_t out_features, in_features;
-  double bits;            ///< per weight, scales and zero points included
-  int64_t outliers = -1;  ///< -1: the encoding has none
-  double weights() const { return double(out_features) * double(in_features); }
-};
-
-std::string describe(const DenseView& view) {
-  return std::string(name_of(view.dtype));
-}
-std::string describe(const AffineView& view) {
-  const bool whole_row = view.group_size == view.in_features;
-  return whole_row ? fmt::format("W{} per row", view.bits)
-                   : fmt::format("W{} g{}", view.bits, view.group_size);
-}
-std::string describe(const SparseOutlierView& view) {
-  return fmt::format("W{} g{} + outliers", view.bits, view.group_size);
-}
-std::string describe(const ResidualBinaryView& view) {
-  return fmt::format("residual binary b{}", view.block_size);
-}
-
-LayerFacts facts_of(const nn::Linear& layer) {
-  std::string encoding = layer.weight.visit([](const auto& view) { return describe(view); });
-  if (layer.position_bias) encoding += " + position compensation";
-  LayerFacts facts{layer.name, encoding, layer.out_features(), layer.in_features(),
-                   layer.weight.bits_per_weight()};
-  if (const auto* sparse = std::get_if<SparseOutlierView>(&layer.weight.encoding()))
-    facts.outliers = sparse->outliers;
-  return facts;
-}
-
-struct ModelSummary {
-  nn::ModelFacts facts;
-  std::vector<LayerFacts> blocks, outside;
-  bool tied = false;
-
-  static double bits_of(const std::vector<const std::vector<LayerFacts>*>& groups) {
-    double bits = 0, weights = 0;
-    for (const auto* group : groups) {
-      for (const LayerFacts& layer : *group) {
-        bits += layer.bits * layer.weights();
-        weights += layer.weights();
-      }
-    }
-    return weights > 0 ? bits / weights : 0;
-  }
-  double block_bits() const { return bits_of({&blocks}); }
-  /// Of the weights whose encoding has outliers; 0 where none has.
-  double outlier_share() const {
-    double outliers = 0, weights = 0;
-    for (const auto* group : {&blocks, &outside})
-      for (const LayerFacts& layer : *group)
-        if (layer.outliers >= 0) outliers += double(layer.outliers), weights += layer.weights();
-    return weights > 0 ? outliers / weights : 0;
-  }
-  double model_bits() const { return bits_of({&blocks, &outside}); }
-};
-
 ModelSummary summarize(const Checkpoint& checkpoint, Backend& backend) {
   const auto model = load_model(checkpoint, backend);
   ModelSummary summary{.facts = model->facts(), .tied = model->tied_head()};
   for (int64_t index = 0; index < model->facts().layers; ++index) {
-    for (const auto& branch : model->block(index).branches) {
-      for (const nn::Linear* layer : branch->expand()) summary.blocks.push_back(facts_of(*layer));
-      summary.blocks.push_back(facts_of(branch->contract()));
-    }
+    summary.add_block(model->block(index));
     model->unload_block(index);  // one at a time, so that any model can be looked at
     check_interrupt();
   }
-  for (const nn::Linear* layer : model->outer_linears()) summary.outside.push_back(facts_of(*layer));
-  summary.outside.push_back(facts_of(model->lm_head()));
+  summary.add_outside(*model);
   return summary;
 }
 
@@ -163,21 +99,6 @@ std::string tensor_list(const Checkpoint& checkpoint, bool all) {
                         widest_shape, line.count > 1 ? fmt::format("×{}", line.count) : "",
                         human_bytes(double(line.bytes)));
   return text;
-}
-
-// "W4 g128 ×72, f16 ×1"
-std::string encodings_text(const std::vector<LayerFacts>& layers) {
-  std::map<std::string, int64_t> counts;
-  for (const LayerFacts& layer : layers) ++counts[layer.encoding];
-  std::vector<std::string> parts;
-  for (const auto& [encoding, count] : counts) parts.push_back(fmt::format("{} ×{}", encoding, count));
-  return fmt::format("{}", fmt::join(parts, ", "));
-}
-
-uint64_t tensor_bytes(const Checkpoint& checkpoint) {
-  uint64_t bytes = 0;
-  for (const StoredTensor& tensor : checkpoint.tensors()) bytes += tensor.bytes;
-  return bytes;
 }
 
 std::string text_of(const Checkpoint& checkpoint, const ModelSummary& model, const InspectOptions& options) {

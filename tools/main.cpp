@@ -14,8 +14,8 @@
 namespace ballast {
 namespace {
 
-constexpr std::array kSubcommands = {add_generate, add_perplexity, add_quantize, add_export, add_classify,
-                                     add_evaluate, add_report,     add_inspect,  add_bench};
+constexpr std::array kSubcommands = {add_generate, add_perplexity, add_serve,  add_quantize, add_export,
+                                     add_classify, add_evaluate,   add_report, add_inspect,  add_bench};
 
 void set_up_log(const GlobalOptions& global) {
   const bool color = !global.no_color && std::getenv("NO_COLOR") == nullptr;
@@ -57,7 +57,8 @@ int run(int argc, char** argv) {
   GlobalOptions global;
   bool show_version = false, list_devices = false;
   CLI::App app(
-      "Runs and quantizes OPT language models and ViT image classifiers. Results go to standard output, everything else to standard "
+      "Runs and quantizes OPT language models and ViT image classifiers. Results go to standard output, "
+      "everything else to standard "
       "error.",
       "ballast");
   set_up_flags(app);

@@ -33,6 +33,7 @@ Subcommand add_classify(CLI::App& root, const GlobalOptions& global);
 Subcommand add_evaluate(CLI::App& root, const GlobalOptions& global);
 Subcommand add_report(CLI::App& root, const GlobalOptions& global);
 Subcommand add_inspect(CLI::App& root, const GlobalOptions& global);
+Subcommand add_serve(CLI::App& root, const GlobalOptions& global);
 Subcommand add_bench(CLI::App& root, const GlobalOptions& global);
 
 }  // namespace ballast
