@@ -120,7 +120,7 @@ def table_line(name, row):
 def document(results):
     ppl = results["float"]
     lines = ["# Results", "", f"Written by `make results`, last on {results['date']}; {results['version']}; {results['processor']}. The same rows "
-             "are in `bench/results.json`.", "",
+             "are in `bench/results.json`; rows that are missing here were not measured yet.", "",
              "**Model:** the bundled one (4.3 M parameters, context 512), weights of all block layers quantized. **Calibration:** "
              f"{SAMPLES} × {LENGTH} tokens, seed {SEED}, of the first half of the C4 text. **Perplexity:** windows of 512 that do not "
              f"overlap: all of the WikiText-2 test set, the first {OTHER_WINDOWS} of the PTB test set, and as many of the second half of the "
@@ -131,6 +131,8 @@ def document(results):
              f"Float: WikiText-2 {ppl['wikitext2']:.2f}, PTB {ppl['ptb']:.2f}, C4 {ppl['c4']:.2f}."]
     for title, flags, forms in TABLES:
         rows = [(form, results["rows"].get(f"{title}/{form}")) for form in forms]
+        if not any(row for _, row in rows):
+            continue
         lines += ["", f"## {title}", "", "`" + " ".join(flags) + "`" if flags else "`--method billm`", "",
                   "| method | bits | WikiText-2 | PTB | C4 | KL | top-1 % | CPU s | MiB |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
         lines += [table_line(form, row) for form, row in rows if row]
