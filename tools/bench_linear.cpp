@@ -9,20 +9,13 @@
 
 #include "engine/core/tensor.h"
 #include "kernels/encodings/affine.h"
+#include "tools/bench_data.h"
 #include "tools/bench_dnnl.h"
 #include "tools/console.h"
 #include "tools/random_model.h"
 
 namespace ballast {
 namespace {
-
-std::vector<float> normal_floats(int64_t count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 AffineMatrix random_matrix(int64_t rows, int64_t columns, int bits, int64_t group_size) {
   AffineMatrix matrix{.bits = bits, .out_features = rows, .in_features = columns, .group_size = group_size};

@@ -6,19 +6,12 @@
 #include <random>
 
 #include "quantize/methods/gptq.h"
+#include "tools/bench_data.h"
 #include "tools/bench_dnnl.h"
 #include "tools/console.h"
 
 namespace ballast {
 namespace {
-
-std::vector<float> normal_floats(int64_t count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 class QuantizerBench {
  public:

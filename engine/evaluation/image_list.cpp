@@ -3,17 +3,12 @@
 #include <charconv>
 
 #include "engine/io/json.h"
+#include "engine/io/trimmed.h"
 
 namespace ballast {
 namespace {
 
 constexpr std::string_view kSpace = " \t\r,";
-
-std::string_view trimmed(std::string_view text) {
-  const size_t first = text.find_first_not_of(kSpace);
-  if (first == std::string_view::npos) return {};
-  return text.substr(first, text.find_last_not_of(kSpace) - first + 1);
-}
 
 // A path may hold spaces and commas; what follows the last of them, if it is a number, is the class.
 ListedImage entry_of(std::string_view line) {
@@ -25,7 +20,7 @@ ListedImage entry_of(std::string_view line) {
   const auto [end, status] = std::from_chars(first, last, label);
   if (status != std::errc() || end != last || label < 0) return entry;
   entry.label = label;
-  entry.path = std::string(trimmed(line.substr(0, gap)));
+  entry.path = std::string(trimmed(line.substr(0, gap), kSpace));
   return entry;
 }
 
@@ -39,7 +34,7 @@ std::vector<ListedImage> read_image_list(const std::filesystem::path& list, cons
   int64_t number = 0;
   for (std::string_view rest = text; !rest.empty();) {
     const size_t end = std::min(rest.find('\n'), rest.size());
-    const std::string_view line = trimmed(rest.substr(0, end));
+    const std::string_view line = trimmed(rest.substr(0, end), kSpace);
     rest.remove_prefix(std::min(rest.size(), end + 1));
     ++number;
     if (line.empty() || line.front() == '#') continue;

@@ -1,17 +1,12 @@
 #include "engine/evaluation/text_data.h"
 
+#include "engine/io/trimmed.h"
 #include "kernels/check.h"
 
 namespace ballast {
 namespace {
 
 constexpr std::string_view kWhiteSpace = " \t\n\v\f\r";
-
-std::string_view stripped(std::string_view line) {
-  const size_t first = line.find_first_not_of(kWhiteSpace);
-  if (first == std::string_view::npos) return {};
-  return line.substr(first, line.find_last_not_of(kWhiteSpace) + 1 - first);
-}
 
 }  // namespace
 
@@ -48,7 +43,7 @@ std::string join_rows(std::string_view raw, Dataset dataset, const std::optional
     raw.remove_prefix(line.size());
     if (!first) text += between;
     first = false;
-    const std::string_view content = stripped(line);
+    const std::string_view content = trimmed(line, kWhiteSpace);
     if (dataset == Dataset::ptb) {
       text += content;
     } else if (!content.empty()) {

@@ -27,7 +27,6 @@ Engine::Engine(Backend& backend, nn::Model& model, const EngineOptions& options)
              options.cache_positions > 0 ? options.cache_positions : context_),
       scheduler_(cache_, context_, options.limits),
       runner_(backend, model, cache_),
-      max_batch_tokens_(options.limits.max_batch_tokens),
       pass_seconds_(options.pass_seconds) {}
 
 void Engine::add(std::shared_ptr<Sequence> sequence) {
@@ -86,10 +85,10 @@ void Engine::answer(int64_t index, std::span<const float> logits) {
 }
 
 int64_t Engine::prompt_rows() const {
-  if (pass_seconds_ <= 0 || row_seconds_ <= 0) return max_batch_tokens_;
+  const int64_t most = scheduler_.limits().max_batch_tokens;
+  if (pass_seconds_ <= 0 || row_seconds_ <= 0) return most;
   const double rows = pass_seconds_ / row_seconds_;
-  return std::clamp(int64_t(std::min(rows, double(max_batch_tokens_))),
-                    std::min(kManyRows, max_batch_tokens_), max_batch_tokens_);
+  return std::clamp(int64_t(std::min(rows, double(most))), std::min(kManyRows, most), most);
 }
 
 }  // namespace ballast

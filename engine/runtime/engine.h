@@ -50,7 +50,6 @@ class Engine {
   Batch batch_;
   std::vector<float> logits_;
   std::vector<SampledToken> tokens_;
-  int64_t max_batch_tokens_;
   double pass_seconds_;
   double row_seconds_ = 0;  ///< of a pass with many rows, lately
 };

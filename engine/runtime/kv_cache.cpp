@@ -63,26 +63,16 @@ void KvCache::release(PageTable& table) {
   table.clear();
 }
 
-int64_t KvCache::shareable(uint64_t salt, std::span<const int32_t> tokens) const {
-  int32_t page = PrefixIndex::kNone;
-  int64_t count = 0;
-  for (; count < int64_t(tokens.size()) / kPagePositions; ++count) {
-    page = index_.find(salt, page, page_of(tokens, count));
-    if (page == PrefixIndex::kNone) break;
-  }
-  return count * kPagePositions;
-}
-
 int64_t KvCache::share(PageTable& table, uint64_t salt, std::span<const int32_t> tokens) {
   CHECK(table.empty());
-  const int64_t positions = shareable(salt, tokens);
   int32_t page = PrefixIndex::kNone;
-  for (int64_t i = 0; i < positions / kPagePositions; ++i) {
+  for (int64_t i = 0; i < int64_t(tokens.size()) / kPagePositions; ++i) {
     page = index_.find(salt, page, page_of(tokens, i));
+    if (page == PrefixIndex::kNone) break;
     use(page);
     table.push_back(page);
   }
-  return positions;
+  return int64_t(table.size()) * kPagePositions;
 }
 
 void KvCache::publish(PageTable& table, uint64_t salt, std::span<const int32_t> tokens, int64_t first,

@@ -29,8 +29,6 @@ class KvCache {
   /// Fills an empty table with the findable pages that the beginning of `tokens` has; returns the positions
   /// they hold.
   int64_t share(PageTable& table, uint64_t salt, std::span<const int32_t> tokens);
-  /// Positions that share() would return; takes nothing.
-  int64_t shareable(uint64_t salt, std::span<const int32_t> tokens) const;
   /// Makes pages [first, last) of a table, computed in full, findable under `tokens`, the sequence's from its
   /// beginning. A page that is findable already takes the place of the table's own.
   void publish(PageTable& table, uint64_t salt, std::span<const int32_t> tokens, int64_t first, int64_t last);

@@ -46,7 +46,7 @@ void Scheduler::drop_cancelled() {
 }
 
 void Scheduler::admit() {
-  while (int64_t(running_.size()) < limits_.max_sequences) {
+  while (!waiting_.empty() && int64_t(running_.size()) < limits_.max_sequences) {
     const auto next = pick();
     if (next == waiting_.end() || !start(**next)) return;
     running_.push_back(std::move(*next));

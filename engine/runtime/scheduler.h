@@ -53,6 +53,7 @@ class Scheduler {
   /// The last batch did not run: its sequences end, with reason `failed`.
   void fail();
 
+  const SchedulerLimits& limits() const { return limits_; }
   bool idle() const { return waiting_.empty() && running_.empty(); }
   int64_t running() const { return int64_t(running_.size()); }
   int64_t waiting() const { return int64_t(waiting_.size()); }

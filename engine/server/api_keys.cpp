@@ -1,6 +1,7 @@
 #include "engine/server/api_keys.h"
 
 #include "engine/io/json.h"
+#include "engine/io/trimmed.h"
 
 namespace ballast::server {
 namespace {
@@ -14,12 +15,6 @@ bool same(std::string_view key, std::string_view given) {
   return difference == 0;
 }
 
-std::string_view trimmed(std::string_view line) {
-  const size_t first = line.find_first_not_of(" \t\r");
-  if (first == line.npos) return {};
-  return line.substr(first, line.find_last_not_of(" \t\r") - first + 1);
-}
-
 }  // namespace
 
 ApiKeys ApiKeys::open(const std::filesystem::path& file) {
@@ -27,7 +22,7 @@ ApiKeys ApiKeys::open(const std::filesystem::path& file) {
   ApiKeys keys;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view line = trimmed(std::string_view(text).substr(begin, end - begin));
+    const std::string_view line = trimmed(std::string_view(text).substr(begin, end - begin), " \t\r");
     begin = end + 1;
     if (!line.empty() && line.front() != '#') keys.keys_.emplace_back(line);
   }

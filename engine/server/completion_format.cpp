@@ -94,28 +94,13 @@ json CompletionFormat::logprobs(const std::vector<TokenRecord>& tokens) const {
           {"text_offset", std::move(offsets)}};
 }
 
-json CompletionFormat::chat_logprobs(const std::vector<TokenRecord>& tokens) const {
+json CompletionFormat::token_list(const std::vector<TokenRecord>& tokens, bool with_ids) const {
   const auto entry = [&](int32_t id, float logprob) {
-    return json{{"token", token_text(tokenizer_, id)},
-                {"logprob", double(logprob)},
-                {"bytes", bytes_of(tokenizer_.token_bytes(id))}};
-  };
-  json content = json::array();
-  for (const TokenRecord& token : tokens) {
-    json object = entry(token.id, token.logprob);
-    object["top_logprobs"] = json::array();
-    for (const auto& [id, logprob] : token.top) object["top_logprobs"].push_back(entry(id, logprob));
-    content.push_back(std::move(object));
-  }
-  return {{"content", std::move(content)}};
-}
-
-json CompletionFormat::llama_logprobs(const std::vector<TokenRecord>& tokens) const {
-  const auto entry = [&](int32_t id, float logprob) {
-    return json{{"id", id},
-                {"token", token_text(tokenizer_, id)},
-                {"logprob", double(logprob)},
-                {"bytes", bytes_of(tokenizer_.token_bytes(id))}};
+    json object = {{"token", token_text(tokenizer_, id)},
+                   {"logprob", double(logprob)},
+                   {"bytes", bytes_of(tokenizer_.token_bytes(id))}};
+    if (with_ids) object["id"] = id;
+    return object;
   };
   json list = json::array();
   for (const TokenRecord& token : tokens) {
@@ -144,7 +129,7 @@ json CompletionFormat::chat_choice(int64_t index, const Piece& piece, bool delta
   if (!delta || piece.first) message["role"] = "assistant";
   return {{"index", index},
           {delta ? "delta" : "message", std::move(message)},
-          {"logprobs", request_.logprobs >= 0 ? chat_logprobs(piece.tokens) : json(nullptr)},
+          {"logprobs", request_.logprobs >= 0 ? json{{"content", token_list(piece.tokens, false)}} : json(nullptr)},
           {"finish_reason", finish_name(piece.finish)}};
 }
 
@@ -157,7 +142,7 @@ json CompletionFormat::llama(int64_t index, const Piece& piece, bool last, const
                  {"id_slot", 0},
                  {"tokens_predicted", usage.completion_tokens},
                  {"tokens_evaluated", usage.prompt_tokens}};
-  if (request_.logprobs >= 0) object["completion_probabilities"] = llama_logprobs(piece.tokens);
+  if (request_.logprobs >= 0) object["completion_probabilities"] = token_list(piece.tokens, true);
   if (!last) return object;
   const double decode = timing.last_token - timing.first_token;
   const auto after_first = double(usage.completion_tokens - 1);

@@ -55,8 +55,8 @@ class CompletionFormat {
   nlohmann::json llama(int64_t index, const Piece& piece, bool last, const Usage& usage,
                        const Timing& timing) const;
   nlohmann::json logprobs(const std::vector<TokenRecord>& tokens) const;
-  nlohmann::json chat_logprobs(const std::vector<TokenRecord>& tokens) const;
-  nlohmann::json llama_logprobs(const std::vector<TokenRecord>& tokens) const;
+  /// As the chat dialect lists tokens; llama-server's has their ids as well.
+  nlohmann::json token_list(const std::vector<TokenRecord>& tokens, bool with_ids) const;
 
   const CompletionRequest& request_;
   const Tokenizer& tokenizer_;

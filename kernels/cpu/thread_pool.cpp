@@ -76,10 +76,11 @@ void ThreadPool::stop() {
 
 // Either a worker that goes to sleep has counted itself before the load of asleep_ below, and is woken, or its
 // look at wake_ comes after the store, and it does not sleep: both orders are total (seq_cst).
-void ThreadPool::start_generation() {
+uint64_t ThreadPool::start_generation() {
   const uint64_t generation = generation_.fetch_add(1, std::memory_order_release) + 1;
   wake_.store(uint32_t(generation), std::memory_order_seq_cst);
   if (asleep_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();
+  return generation;
 }
 
 uint64_t ThreadPool::wait_for_generation_after(uint64_t seen) {
@@ -102,8 +103,7 @@ void ThreadPool::run(int64_t count, void (*body)(void*, int, int64_t, int64_t), 
   }
   job_ = {count, body, state};
   running_.store(int(workers_.size()), std::memory_order_relaxed);
-  start_generation();
-  const uint64_t generation = generation_.load(std::memory_order_relaxed);
+  const uint64_t generation = start_generation();
   run_part(0);
   for (int index = threads() - 1; index > 0; --index) {
     if (!claim(index, generation)) continue;

@@ -63,7 +63,7 @@ class ThreadPool {
   void run_part(int index);
   /// True for the one thread that gets to run the part in this generation.
   bool claim(int index, uint64_t generation);
-  void start_generation();
+  uint64_t start_generation();
   uint64_t wait_for_generation_after(uint64_t seen);
   void stop();
 

@@ -10,6 +10,7 @@
 #include "engine/nn/backward.h"
 #include "engine/runtime/batch.h"
 #include "models/registry.h"
+#include "tests/support/golden_folders.h"
 #include "tests/support/golden_tensors.h"
 
 namespace ballast {
@@ -201,15 +202,7 @@ TEST_P(OptGradients, MatchAutograd) {
 INSTANTIATE_TEST_SUITE_P(, OptGradients, testing::Values("plain", "post_norm_350m", "gelu"),
                          [](const auto& one) { return one.param; });
 
-std::vector<std::string> variants() {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(kGoldens))
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-INSTANTIATE_TEST_SUITE_P(All, OptBackward, testing::ValuesIn(variants()),
+INSTANTIATE_TEST_SUITE_P(All, OptBackward, testing::ValuesIn(test::subfolders(kGoldens)),
                          [](const auto& one) { return one.param; });
 
 }  // namespace

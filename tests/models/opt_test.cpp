@@ -9,6 +9,7 @@
 
 #include "engine/io/json.h"
 #include "models/registry.h"
+#include "tests/support/golden_folders.h"
 #include "tests/support/golden_tensors.h"
 #include "tests/support/logits.h"
 
@@ -42,15 +43,7 @@ TEST_P(OptVariant, LogitsMatchTransformers) {
   EXPECT_GT(index, 0u);
 }
 
-std::vector<std::string> variants() {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(kGoldens))
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-INSTANTIATE_TEST_SUITE_P(All, OptVariant, testing::ValuesIn(variants()),
+INSTANTIATE_TEST_SUITE_P(All, OptVariant, testing::ValuesIn(test::subfolders(kGoldens)),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "engine/nn/backward.h"
 #include "engine/runtime/runner.h"
 #include "models/registry.h"
+#include "tests/support/golden_folders.h"
 #include "tests/support/golden_tensors.h"
 #include "tests/support/image_patches.h"
 
@@ -72,15 +73,7 @@ TEST_P(VitVariant, SameBitsForAnyThreadsAndInstructionSet) {
     }
 }
 
-std::vector<std::string> variants() {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(kGoldens))
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-INSTANTIATE_TEST_SUITE_P(All, VitVariant, testing::ValuesIn(variants()),
+INSTANTIATE_TEST_SUITE_P(All, VitVariant, testing::ValuesIn(test::subfolders(kGoldens)),
                          [](const auto& test) { return test.param; });
 
 // Sums the gradients of biases.

@@ -12,6 +12,7 @@
 #include "engine/io/packed.h"
 #include "models/registry.h"
 #include "quantize/calibration.h"
+#include "tests/support/golden_folders.h"
 #include "tests/support/random.h"
 #include "tests/support/temp_folder.h"
 
@@ -137,14 +138,7 @@ TEST_P(EveryVariant, QuantizesAndLoadsAgain) {
     }
 }
 
-std::vector<std::string> variants() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(kTree / "tests/golden/opt"))
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-INSTANTIATE_TEST_SUITE_P(All, EveryVariant, testing::ValuesIn(variants()),
+INSTANTIATE_TEST_SUITE_P(All, EveryVariant, testing::ValuesIn(test::subfolders(kTree / "tests/golden/opt")),
                          [](const auto& info) { return info.param; });
 
 // Mean inputs of every layer, by name.

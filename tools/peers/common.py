@@ -1,5 +1,6 @@
 """What the scripts beside this one share: running `ballast bench`, alternating with a peer, medians and ratios."""
 import json
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,29 @@ def run(command, **options):
     if done.returncode:
         sys.exit(f"{command[0]} ended with {done.returncode}: {' '.join(map(str, command))}")
     return done.stdout
+
+
+def add_arguments(parser, shapes, peer_type, **peer_choices):
+    """What every comparison can be told; the peer's own arguments stand before or after."""
+    parser.add_argument("--shape", default="125m", choices=shapes)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--activations", default="f32", choices=["f32", "int8"], help="Ballast's")
+    parser.add_argument("--peer-type", default=peer_type, **peer_choices)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--generate", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", default="peers-work")
+
+
+def ballast_model(options):
+    """The folder of Ballast's random model, written if it is not there."""
+    codes = pathlib.Path(options.work) / f"opt-{options.shape}-w{options.bits}g{options.group_size}"
+    if not codes.is_dir():
+        run([options.ballast, "bench", "--quiet", "--random-model", options.shape, "--bits", options.bits, "--group-size",
+             options.group_size, "--save", codes])
+    return codes
 
 
 def ballast_rates(binary, model, threads, prompt, generate, extra=()):

@@ -21,16 +21,14 @@ def token_name(index):
 
 
 def prepare(options):
-    """The converted folder and the folder of codes."""
+    """The converted folder."""
     shape, work = options.shape, pathlib.Path(options.work)
     float_folder, converted = work / f"opt-{shape}-float", work / f"opt-{shape}-ct2-{options.peer_type}"
-    codes = work / f"opt-{shape}-w{options.bits}g{options.group_size}"
-    bench = [options.ballast, "bench", "--quiet", "--random-model", shape]
     if not converted.is_dir():
         import ctranslate2
         import ctranslate2.converters.transformers
         if not float_folder.is_dir():
-            common.run([*bench, "--bits", 16, "--save", float_folder])
+            common.run([options.ballast, "bench", "--quiet", "--random-model", shape, "--bits", 16, "--save", float_folder])
         # The tokenizer of a random model knows 260 ids, the converter wants a name for each row of the embedding.
         loader = ctranslate2.converters.transformers._MODEL_LOADERS["OPTConfig"]
         loader.get_vocabulary = lambda model, tokenizer: [token_name(index) for index in range(model.config.vocab_size)]
@@ -39,9 +37,7 @@ def prepare(options):
         ctranslate2.converters.TransformersConverter(str(float_folder)).convert(
             str(partial), quantization=None if options.peer_type == "float32" else options.peer_type)
         partial.rename(converted)
-    if not codes.is_dir():
-        common.run([*bench, "--bits", options.bits, "--group-size", options.group_size, "--save", codes])
-    return converted, codes
+    return converted
 
 
 class Peer:
@@ -69,20 +65,11 @@ class Peer:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ballast")
-    parser.add_argument("--shape", default="125m", choices=common.SHAPES)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--activations", default="f32", choices=["f32", "int8"], help="Ballast's")
-    parser.add_argument("--peer-type", default="int8", choices=["int8", "float32"])
+    common.add_arguments(parser, list(common.SHAPES), "int8", choices=["int8", "float32"])
     parser.add_argument("--score", action="store_true", help="prefill through score_batch, which makes logits of all positions")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--work", default="peers-work")
     options = parser.parse_args()
-    converted, codes = prepare(options)
-    peer = Peer(converted, options)
+    peer = Peer(prepare(options), options)
+    codes = common.ballast_model(options)
     extra = ["--activations", options.activations]
     ours = lambda: common.ballast_rates(options.ballast, codes, options.threads, options.prompt, options.generate, extra)[0]
     name = f"Ballast W{options.bits} g{options.group_size}, {options.activations}"

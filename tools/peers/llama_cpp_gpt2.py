@@ -69,29 +69,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ballast")
     parser.add_argument("llama_cpp")
-    parser.add_argument("--shape", default="125m", choices=[s for s in common.SHAPES if s != "tiny"])
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--activations", default="f32", choices=["f32", "int8"], help="Ballast's")
-    parser.add_argument("--peer-type", default="Q4_0", help="F16 or what llama-quantize knows: Q4_0, Q4_K_M, Q3_K_M, Q2_K, …")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--work", default="peers-work")
+    common.add_arguments(parser, [shape for shape in common.SHAPES if shape != "tiny"], "Q4_0",
+                         help="F16 or what llama-quantize knows: Q4_0, Q4_K_M, Q3_K_M, Q2_K, …")
     options = parser.parse_args()
     programs, work = pathlib.Path(options.llama_cpp) / "build/bin", pathlib.Path(options.work)
     work.mkdir(exist_ok=True)
     halves = work / f"gpt2-{options.shape}-F16.gguf"
     peer_file = work / f"gpt2-{options.shape}-{options.peer_type}.gguf"
-    codes = work / f"opt-{options.shape}-w{options.bits}g{options.group_size}"
     if not halves.exists():
         write_gguf(halves, options.llama_cpp, options.shape)
     if not peer_file.exists():
         common.run([programs / "llama-quantize", halves, peer_file, options.peer_type, options.threads])
-    if not codes.is_dir():
-        common.run([options.ballast, "bench", "--quiet", "--random-model", options.shape, "--bits", options.bits,
-                    "--group-size", options.group_size, "--save", codes])
+    codes = common.ballast_model(options)
 
     def peer():
         rows = json.loads(common.run([programs / "llama-bench", "-m", peer_file, "-t", options.threads, "-p", options.prompt,
