@@ -4,9 +4,17 @@
 
 namespace ballast {
 
+WeightLoader::WeightLoader(const Checkpoint& checkpoint, Backend& backend)
+    : checkpoint_(checkpoint), backend_(backend) {
+  if (const auto config = packed_config(checkpoint)) zero_inputs_ = config->zero_inputs;
+}
+
 Weight WeightLoader::weight(const std::string& name, int64_t rows, int64_t columns) const {
-  if (has_quantized_weight(checkpoint_, name))
-    return Weight::quantized(backend_, read_quantized(checkpoint_, name, rows, columns));
+  if (has_quantized_weight(checkpoint_, name)) {
+    const auto zeros = zero_inputs_.find(name);
+    return Weight::quantized(backend_, read_quantized(checkpoint_, name, rows, columns),
+                             zeros == zero_inputs_.end() ? 0 : zeros->second);
+  }
   return weight_from(name, rows, columns, 0);
 }
 
@@ -43,8 +51,8 @@ nn::Linear WeightLoader::linear_part(const std::string& name, const std::string&
       backend_, checkpoint_.weight(fused + ".weight", {rows, in_features}).rows(first, out_features));
   if (!has(fused + ".bias")) return layer;
   const std::vector<float> bias = floats(fused + ".bias", {rows});
-  layer.bias = Tensor::from_floats(
-      backend_, std::span(bias).subspan(size_t(first), size_t(out_features)), {out_features});
+  layer.bias = Tensor::from_floats(backend_, std::span(bias).subspan(size_t(first), size_t(out_features)),
+                                   {out_features});
   return layer;
 }
 

@@ -1,6 +1,7 @@
 // Layers from a checkpoint's tensors by their Hugging Face names, float or quantized.
 #pragma once
 
+#include <map>
 #include <span>
 #include <string>
 
@@ -17,7 +18,7 @@ inline constexpr const char* kPositionCompensationSuffix =
 
 class WeightLoader {
  public:
-  WeightLoader(const Checkpoint& checkpoint, Backend& backend) : checkpoint_(checkpoint), backend_(backend) {}
+  WeightLoader(const Checkpoint& checkpoint, Backend& backend);
 
   bool has(const std::string& tensor) const { return checkpoint_.find(tensor) != nullptr; }
   /// `name`.weight [rows, columns] in the dtype it is stored in, or the packed weight of module `name`. The
@@ -49,6 +50,7 @@ class WeightLoader {
  private:
   const Checkpoint& checkpoint_;
   Backend& backend_;
+  std::map<std::string, double> zero_inputs_;  ///< PackedConfig::zero_inputs
 };
 
 }  // namespace ballast

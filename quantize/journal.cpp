@@ -19,7 +19,7 @@ constexpr char kLock[] = "lock";
 constexpr char kTemporary[] = "new";
 constexpr uint64_t kMaxJournal = uint64_t(64) << 20;
 constexpr int64_t kMaxRecord = int64_t(1) << 40;
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 constexpr size_t kHashDigits = 16;
 constexpr size_t kDifferencesShown = 6;
 

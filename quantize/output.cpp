@@ -92,6 +92,10 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
                           {"calibration_hash", str(std::hex, report.calibration_hash)},
                           {"samples", report.samples},
                           {"length", report.length}};
+  nlohmann::json zero_inputs = nlohmann::json::object();
+  for (const LayerReport& layer : report.layers)
+    if (layer.zero_inputs > 0) zero_inputs[layer.name] = layer.zero_inputs;
+  if (!zero_inputs.empty()) quantization["meta"][kZeroInputs] = zero_inputs;
   nlohmann::json config = source_.config();
   config["quantization_config"] = quantization;
   if (biases_added) config["enable_bias"] = true;

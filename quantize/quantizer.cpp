@@ -37,8 +37,7 @@ class Quantizer {
     // With every module in the journal there is nothing left to calibrate.
     if (!job.journal || !job.journal->contains(kAllLayers)) {
       stream_.emplace(job.backend, job.model, job.tokens);
-      if (job.recipe.keeps_reference())
-        reference_.emplace(job.backend, job.model, job.tokens);
+      if (job.recipe.keeps_reference()) reference_.emplace(job.backend, job.model, job.tokens);
     }
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
     report_.recipe = job.recipe;
@@ -477,8 +476,9 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
   for (double& value : residual_drift) value /= double(moments.quantized.count);
   // A target for centred inputs leaves the mean open: without drift correction it stays W·E[x].
   const Statistics* reference = correct_drift ? &moments.reference
-                                : drift && job_.recipe.compensation == Compensation::joint ? &moments.quantized
-                                                                                           : nullptr;
+                                : drift && job_.recipe.compensation == Compensation::joint
+                                    ? &moments.quantized
+                                    : nullptr;
   const CompensationResult result =
       compensate(job_.backend, {.weight = weight,
                                 .target = target.empty() ? weight : target,
@@ -497,6 +497,7 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
                                 .error_before = result.error_before,
                                 .error_after = result.error_after,
                                 .damping = solution.damping,
+                                .zero_inputs = moments.quantized.zero_share(),
                                 .outlier_share = outlier_share(solution.matrix)}};
   record.matrix = std::move(solution.matrix);
   if (job_.recipe.compensation != Compensation::none) {
@@ -537,8 +538,7 @@ void Quantizer::write(const LayerRecord& record, bool in_block) {
   output_.add_matrix(name, record.matrix);
   // Only the six layers of a block, and those that have one anyway, can hold a bias in the published configuration.
   const bool biased = in_block || job_.source.find(name + ".bias");
-  if (!record.bias.empty())
-    output_.add_vector(name, biased ? ".bias" : ".compensation", record.bias, {out});
+  if (!record.bias.empty()) output_.add_vector(name, biased ? ".bias" : ".compensation", record.bias, {out});
   if (!record.positions.empty())
     output_.add_vector(name, ".position_compensation", record.positions,
                        {int64_t(record.positions.size()) / out, out});

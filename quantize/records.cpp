@@ -137,8 +137,9 @@ void fields(Archive& archive, Matrix& matrix) {
 
 template <class Archive, class Report>
 void report_fields(Archive& archive, Report& report) {
-  auto& [name, out, in, bits, group_size, per_weight, before, after, damping, outliers, seconds] = report;
-  archive(name, out, in, bits, group_size, per_weight, before, after, damping, outliers, seconds);
+  auto& [name, out, in, bits, group_size, per_weight, before, after, damping, zeros, outliers, seconds] =
+      report;
+  archive(name, out, in, bits, group_size, per_weight, before, after, damping, zeros, outliers, seconds);
 }
 
 template <class Archive, class Tokens>

@@ -27,6 +27,7 @@ nlohmann::json QuantizeReport::json() const {
                     {"error_before", layer.error_before},
                     {"error_after", layer.error_after},
                     {"damping", layer.damping},
+                    {"zero_inputs", layer.zero_inputs},
                     {"outlier_share", layer.outlier_share},
                     {"seconds", layer.seconds}});
   return {{"method", recipe.method},

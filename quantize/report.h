@@ -19,6 +19,7 @@ struct LayerReport {
   double error_before = 0;   ///< E‖(W − Q)x‖² / E‖Wx‖² over the calibration inputs
   double error_after = 0;    ///< the same with the compensation
   double damping = 0;        ///< 0: not used
+  double zero_inputs = 0;    ///< share of the calibration inputs that are exactly 0
   double outlier_share = 0;  ///< of the weights, kept apart in 16 bits (sparse outliers)
   double seconds = 0;
 };

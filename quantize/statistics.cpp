@@ -1,5 +1,7 @@
 #include "quantize/statistics.h"
 
+#include <algorithm>
+
 namespace ballast {
 
 Statistics::Statistics(int64_t width, int64_t positions, bool second_moment)
@@ -24,6 +26,7 @@ void Statistics::add(Backend& backend, const TensorView& x, const TensorView& po
     }
   });
   for (int64_t t = 0; t < tokens; ++t) {
+    zeros += std::count(x.row(t), x.row(t) + features, 0.0f);
     const int64_t position = positions.as<int32_t>()[t];
     if (position < int64_t(position_count.size())) ++position_count[size_t(position)];
   }

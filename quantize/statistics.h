@@ -13,6 +13,7 @@ struct Statistics {
 
   int64_t features;
   int64_t count = 0;
+  int64_t zeros = 0;           ///< elements of x that were exactly 0
   std::vector<double> sum;     ///< [features], Σ x
   std::vector<double> moment;  ///< [features, features], Σ x xᵀ; empty when not wanted
   std::vector<double>
@@ -21,6 +22,8 @@ struct Statistics {
 
   /// x: f32 [tokens, features] on the host backend; `positions`: i32 [tokens].
   void add(Backend& backend, const TensorView& x, const TensorView& positions);
+  /// Share of the elements of x that were exactly 0.
+  double zero_share() const { return count > 0 ? double(zeros) / (double(count) * double(features)) : 0; }
   /// E[x]
   std::vector<double> mean() const;
   /// E[x | position], zeros for a position never seen.

@@ -294,6 +294,9 @@ nlohmann::json Writer::config() const {
   config["quantization_config"] = packed_config_json(
       {.layout = PackedLayout::gptq_v2, .bits = model_.bits, .group_size = group}, exceptions, kept);
   config["quantization_config"]["lm_head"] = model_.head() != 16;
+  for (int64_t layer = 0; layer < layers() && model_.relu_zeros > 0; ++layer)
+    config["quantization_config"]["meta"][kZeroInputs][str("model.decoder.layers.", layer, ".fc2")] =
+        model_.relu_zeros;
   return config;
 }
 

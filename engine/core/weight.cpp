@@ -16,7 +16,12 @@ Weight Weight::dense(Backend& backend, const TensorView& source) {
   return pack(backend, DenseView{source.dtype, source.shape[0], source.shape[1], {}}, source);
 }
 
-Weight Weight::quantized(Backend& backend, const QuantizedMatrix& source) {
+Weight Weight::quantized(Backend& backend, const QuantizedMatrix& source, double zero_inputs) {
+  if (const auto* affine = std::get_if<AffineMatrix>(&source)) {
+    AffineView facts = affine->facts();
+    facts.by_columns = facts.bits < 8 && zero_inputs >= kManyZeros;
+    return pack(backend, facts, *affine);
+  }
   return std::visit([&](const auto& matrix) { return pack(backend, matrix.facts(), matrix); }, source);
 }
 

@@ -17,7 +17,10 @@ class Weight {
   Weight() = default;
   /// `source`: host memory, f32, f16 or bf16 [out_features, in_features]; the dtype is kept.
   static Weight dense(Backend& backend, const TensorView& source);
-  static Weight quantized(Backend& backend, const QuantizedMatrix& source);
+  /// `zero_inputs`: the share of x that is expected to be exactly 0; from kManyZeros on, affine weights below 8 bits
+  /// are packed so that one token's zeros are not multiplied. The results are the same bits.
+  static Weight quantized(Backend& backend, const QuantizedMatrix& source, double zero_inputs = 0);
+  static constexpr double kManyZeros = 0.75;
 
   explicit operator bool() const { return bool(blob_); }
   const Encoding& encoding() const { return encoding_; }

@@ -20,6 +20,7 @@
 // word count (where both fit, by the version in quantization_config), and never written.
 #pragma once
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -50,11 +51,15 @@ struct PackedConfig {
   bool symmetric = false;
   std::vector<std::string> encodings;  ///< of `ballast`: those without a published layout that occur
   bool mixed = false;  ///< modules differ: bits and group size come from each module's tensors
+  /// By module, the share of its inputs that was exactly 0 in calibration, where the folder tells.
+  std::map<std::string, double> zero_inputs;
   /// Pack-quantized by compressed-tensors before 0.18.
   bool older_3_bit = false;
   /// The label said v1 and the tensors are v2, or the reverse; `layout` is what they are.
   bool mislabeled = false;
 };
+/// In `meta` of quantization_config: PackedConfig::zero_inputs.
+inline constexpr char kZeroInputs[] = "zero_inputs";
 /// Empty for a float checkpoint. Error on an unknown or contradictory quantization_config. Without one in
 /// config.json a `quantize_config.json` counts, as older GPTQ folders have it.
 std::optional<PackedConfig> packed_config(const Checkpoint& checkpoint);

@@ -190,10 +190,7 @@ std::optional<std::pair<json, std::string>> find_config(const Checkpoint& checkp
   return std::pair(std::move(parsed), older.string());
 }
 
-}  // namespace
-
-std::optional<PackedConfig> parse_packed_config(const json& object, const std::string& what) {
-  if (object.is_null()) return std::nullopt;
+PackedConfig parse_method(const json& object, const std::string& what) {
   const std::string method = json_string(object, "quant_method", what);
   if (method == "gptq") return parse_gptq(object, what);
   if (method == "compressed-tensors") return parse_compressed_tensors(object, what);
@@ -201,6 +198,33 @@ std::optional<PackedConfig> parse_packed_config(const json& object, const std::s
   throw Error(str(what,
                   ": field 'quant_method': expected \"gptq\", \"compressed-tensors\" or \"ballast\", got ",
                   shown(method)));
+}
+
+/// Only ours: what others keep in `meta` is not looked at.
+std::map<std::string, double> parse_zero_inputs(const json& object, const std::string& what) {
+  std::map<std::string, double> out;
+  const auto meta = object.find("meta");
+  if (meta == object.end() || !meta->is_object()) return out;
+  const auto shares = meta->find(kZeroInputs);
+  if (shares == meta->end()) return out;
+  if (!shares->is_object())
+    throw Error(str(what, ": field 'meta.zero_inputs': expected an object, got ", shown_json(*shares)));
+  for (const auto& [module, share] : shares->items()) {
+    if (!share.is_number() || !(share.get<double>() >= 0) || share.get<double>() > 1)
+      throw Error(
+          str(what, ": field 'meta.zero_inputs': expected shares of 0 to 1, got ", shown_json(share)));
+    out[module] = share;
+  }
+  return out;
+}
+
+}  // namespace
+
+std::optional<PackedConfig> parse_packed_config(const json& object, const std::string& what) {
+  if (object.is_null()) return std::nullopt;
+  PackedConfig config = parse_method(object, what);
+  config.zero_inputs = parse_zero_inputs(object, what);
+  return config;
 }
 
 std::optional<PackedConfig> packed_config(const Checkpoint& checkpoint) {

@@ -8,6 +8,9 @@
 namespace ballast {
 namespace {
 
+// Of a matrix that is packed or unpacked at a time; a multiple of 32 columns.
+constexpr int64_t kBlockRows = 64, kBlockColumns = 256;
+
 struct GptqData {
   const uint32_t *qweight, *qzeros;
   const uint16_t* scales;
@@ -90,14 +93,14 @@ AffineMatrix read_gptq(const PackedSource& source) {
     }
   }
 
-  // Partition: 16 rows of the result share a cache line of words, so each line is read once.
+  // Partition: blocks whose words, 4 cache lines in a row, and codes stay in the first-level cache.
   matrix.codes.resize(size_t(out_features * in_features));
   const char* const words = source.checkpoint.bytes(qweight);
-  for (int64_t tile = 0; tile < out_features; tile += 16)
-    for (int64_t first = 0; first < in_features; first += 1024)
-      for (int64_t row = tile; row < std::min(tile + 16, out_features); ++row)
+  for (int64_t block = 0; block < out_features; block += kBlockRows)
+    for (int64_t first = 0; first < in_features; first += kBlockColumns)
+      for (int64_t row = block; row < std::min(block + kBlockRows, out_features); ++row)
         unpack_codes(words + (first * bits / 32 * out_features + row) * 4,
-                     std::min<int64_t>(1024, in_features - first), bits,
+                     std::min<int64_t>(kBlockColumns, in_features - first), bits,
                      matrix.codes.data() + row * in_features + first, out_features);
   return matrix;
 }
@@ -109,11 +112,11 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
   const int bits = matrix.bits;
   const int64_t rows = in_features * bits / 32, zero_words = out_features * bits / 32;
   std::vector<uint32_t> words(static_cast<size_t>(rows * out_features));
-  for (int64_t tile = 0; tile < out_features; tile += 16)
-    for (int64_t first = 0; first < in_features; first += 1024)
-      for (int64_t row = tile; row < std::min(tile + 16, out_features); ++row)
+  for (int64_t block = 0; block < out_features; block += kBlockRows)
+    for (int64_t first = 0; first < in_features; first += kBlockColumns)
+      for (int64_t row = block; row < std::min(block + kBlockRows, out_features); ++row)
         pack_codes(matrix.codes.data() + row * in_features + first,
-                   std::min<int64_t>(1024, in_features - first), bits,
+                   std::min<int64_t>(kBlockColumns, in_features - first), bits,
                    words.data() + first * bits / 32 * out_features + row, out_features);
   std::vector<uint32_t> zeros(static_cast<size_t>(groups * zero_words));
   std::vector<uint16_t> scales(static_cast<size_t>(groups * out_features));

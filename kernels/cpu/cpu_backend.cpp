@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_backend.h"
 
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -14,6 +15,7 @@ namespace ballast {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kHugePage = int64_t(2) << 20;
 
 int64_t rounded(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -92,8 +94,13 @@ std::string CpuBackend::description() const {
 
 void* CpuBackend::allocate(int64_t bytes) {
   CHECK(bytes >= 0);
-  void* pointer = std::aligned_alloc(kAlignment, size_t(rounded(std::max<int64_t>(bytes, 1))));
+  // Weights are read end to end for every token: in huge pages, where the system grants them, hardly an address
+  // misses the translation buffer, and loading takes a five-hundredth of the page faults.
+  const bool large = bytes >= 2 * kHugePage;
+  const auto size = size_t(rounded(std::max<int64_t>(bytes, 1)));
+  void* pointer = std::aligned_alloc(size_t(large ? kHugePage : kAlignment), size);
   if (!pointer) throw RuntimeFailure(str("out of memory: ", bytes, " bytes were asked for"));
+  if (large) madvise(pointer, size, MADV_HUGEPAGE);  // refused, it is an ordinary allocation
   return pointer;
 }
 

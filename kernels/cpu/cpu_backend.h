@@ -79,8 +79,8 @@ class CpuBackend final : public Backend {
   void run_planes(const Linear<Encoding>& op);
   template <class Encoding>
   LinearTask linear_task(const Linear<Encoding>& op);
-  /// All tiles of the task by one entry of the kernel table.
-  void run_tiles(const LinearTask& task, void (*kernel)(const LinearTask&, int64_t, int64_t));
+  /// All tiles, or units of columns, of the task by one entry of the kernel table.
+  void run_parts(const LinearTask& task, int64_t parts, void (*kernel)(const LinearTask&, int64_t, int64_t));
   /// x in integers for a weight of `bits` in groups; valid until the next call.
   PlaneBlocks split(const TensorView& x, int bits, int64_t group_size);
   template <class Encoding>

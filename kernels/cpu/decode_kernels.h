@@ -32,8 +32,26 @@ static inline float affine_scale(const uint8_t* facts, int64_t row) {
   __builtin_memcpy(&half, facts + 2 * row, sizeof half);
   return half_to_float(half);
 }
+static inline ColumnShape column_shape(int bits, const TiledWeight& weight) {
+  return {bits, weight.group_size, weight.column_units};
+}
+static void decode_columns(const TiledWeight& weight, int64_t tile, int bits, int64_t k0, int64_t count,
+                           float* out) {
+  const ColumnShape shape = column_shape(bits, weight);
+  for (int64_t k = k0; k < k0 + count; ++k, out += kTileRows) {
+    const uint8_t* group = weight.data + k / weight.group_size * shape.group_bytes();
+    const uint8_t* facts = group + tile * kColumnFactBytes;
+    const uint8_t* unit = group + shape.fact_bytes() + k % weight.group_size * shape.column_bytes() +
+                          tile / kUnitTiles * shape.unit_bytes();
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      const int code = code_in_unit(bits, tile % kUnitTiles * kTileRows + row, unit);
+      out[row] = affine_scale(facts, row) * float(code - facts[2 * kTileRows + row]);
+    }
+  }
+}
 static void decode_affine(const TiledWeight& weight, int64_t tile, int bits, int64_t k0, int64_t count,
                           float* out) {
+  if (weight.column_units > 0) return decode_columns(weight, tile, bits, k0, count, out);
   each_chunk(weight, tile, bits, affine_fact_bytes(weight.group_size),
              [&](const uint8_t* chunk, int64_t columns, int64_t first, const uint8_t* facts) {
                const int64_t begin = first > k0 ? first : k0;

@@ -6,6 +6,7 @@
 #include "kernels/cpu/gradient_kernels.h"
 #include "kernels/cpu/half_rows_kernels.h"
 #include "kernels/cpu/layernorm_kernels.h"
+#include "kernels/cpu/plane_columns.h"
 #include "kernels/cpu/plane_kernels.h"
 #include "kernels/cpu/plane_split.h"
 #include "kernels/cpu/round_columns_kernels.h"
@@ -20,6 +21,7 @@ const KernelTable& avx512_kernels() {
                                     .plane_columns = kPlaneColumns,
                                     .split = split,
                                     .linear_planes = linear_planes,
+                                    .linear_columns = linear_columns,
                                     .decode_row = decode_row,
                                     .layernorm = layernorm,
                                     .append = append,

@@ -43,6 +43,7 @@ inline constexpr int64_t kBinaryCoefficients = 7;
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
 ///   affine           per group: [16 f16 scales], [16 u8 zeros], padding, the codes of its chunks (plane_layout.h)
+///                    or, where a column of zeros shall not be read, by columns (plane_layout.h): column_units > 0
 ///   outliers         per group: [2·stat_bits bytes: 16 scale codes, row 0 in the lowest bits], [16 zero codes],
 ///                    [4 f16: scale_low, scale_step, zero_low, zero_step], the codes of its chunks, 0 under an
 ///                    outlier; outliers lie behind all tiles
@@ -55,7 +56,8 @@ struct TiledWeight {
   int64_t in_features;
   int64_t group_size;  ///< of affine and outliers; block size of residual binary
   TileKind kind;
-  int stat_bits = 0;  ///< width of scale and zero codes: 2, 3, 4 or 8
+  int64_t column_units = 0;  ///< of affine codes by columns
+  int stat_bits = 0;         ///< width of scale and zero codes: 2, 3, 4 or 8
   /// Outliers of k-block b of tile t: [outlier_begin[i], outlier_begin[i + 1]), i = t · k-blocks + b. Each is
   /// its place in the decoded block, k·16 + row, in the low half, ascending, and a binary16 value in the high half.
   const uint32_t* outlier_begin = nullptr;
@@ -177,6 +179,8 @@ struct KernelTable {
   void (*split)(const SplitTask& task, int64_t first_block, int64_t last_block);
   /// Tiles [first, last) of one linear with affine codes: integer sums of codes and digits.
   void (*linear_planes)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
+  /// The same of codes by columns, units [first, last) of kColumnUnit rows.
+  void (*linear_columns)(const LinearTask& task, int64_t first_unit, int64_t last_unit);
   /// out[0 … in_features) (+)= row of a packed weight.
   void (*decode_row)(const TiledWeight& weight, int64_t row, bool accumulate, float* out);
   void (*layernorm)(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,

@@ -47,17 +47,17 @@ LinearTask CpuBackend::linear_task(const Linear<Encoding>& op) {
   return task;
 }
 
-void CpuBackend::run_tiles(const LinearTask& task, void (*kernel)(const LinearTask&, int64_t, int64_t)) {
+void CpuBackend::run_parts(const LinearTask& task, int64_t parts,
+                           void (*kernel)(const LinearTask&, int64_t, int64_t)) {
   const auto run = [&](int thread, int64_t first, int64_t last) {
     LinearTask mine = task;
     mine.scratch = thread_scratch(thread, linear_scratch_floats());
     kernel(mine, first, last);
   };
-  const int64_t tiles = tile_count(task.out_features);
   if (task.tokens * task.weight.in_features * task.out_features < kSerialWork) {
-    run(0, 0, tiles);
+    run(0, 0, parts);
   } else {
-    pool_.parallel(tiles, run);
+    pool_.parallel(parts, run);
   }
 }
 
@@ -73,7 +73,7 @@ void CpuBackend::run_linear(const Linear<Encoding>& op) {
     pack_blocks(op.x.template as<float>(), task.tokens, features, op.x.strides[0], 1, 1, packed);
     task.x_blocks = packed;
   }
-  run_tiles(task, kernels_.linear);
+  run_parts(task, tile_count(task.out_features), kernels_.linear);
 }
 
 PlaneBlocks CpuBackend::split(const TensorView& x, int bits, int64_t group_size) {
@@ -112,7 +112,12 @@ void CpuBackend::run_planes(const Linear<Encoding>& op) {
   LinearTask task = linear_task(op);
   if (task.tokens == 0) return;
   task.planes = split(op.x, op.weight.bits, op.weight.group_size);
-  run_tiles(task, kernels_.linear_planes);
+  const int64_t tiles = tile_count(task.out_features), units = task.weight.column_units;
+  if (units > 0) {
+    run_parts(task, units, kernels_.linear_columns);
+  } else {
+    run_parts(task, tiles, kernels_.linear_planes);
+  }
   for (int64_t token = 0; token < op.x.shape[0]; ++token) {
     if (!task.planes.special[token]) continue;
     LinearTask alone = task;
@@ -122,7 +127,7 @@ void CpuBackend::run_planes(const Linear<Encoding>& op) {
     if (alone.positions) alone.positions += token;
     if (alone.residual) alone.residual += token * alone.residual_stride;
     alone.y += token * alone.y_stride;
-    run_tiles(alone, kernels_.linear);
+    run_parts(alone, tiles, kernels_.linear);
   }
 }
 

@@ -151,7 +151,8 @@ static void linear(const LinearTask& task, int64_t first_tile, int64_t last_tile
 }
 
 static void decode_row(const TiledWeight& weight, int64_t row, bool accumulate, float* out) {
-  if (const int bits = affine_bits(weight.kind)) return decode_affine_row(weight, row, bits, accumulate, out);
+  const int bits = affine_bits(weight.kind);
+  if (bits != 0 && weight.column_units == 0) return decode_affine_row(weight, row, bits, accumulate, out);
   const int64_t tile = row / kTileRows, lane = row % kTileRows;
   float block[kKBlock * kTileRows];
   for (int64_t k0 = 0; k0 < weight.in_features; k0 += kKBlock) {

@@ -342,13 +342,36 @@ static inline void planes_of_any_block(int64_t tokens, const BlockTask<typename 
   }
 }
 
+// One unpacked chunk, `index` of its row, on tokens [first, last).
+struct UnpackedChunk {
+  const uint8_t* w;
+  int64_t steps;
+  const int32_t* x;  ///< the digits of all tokens
+  int64_t index;
+};
+template <class Groups, int P>
+static inline void multiply_chunk(const LinearTask& task, const UnpackedChunk& chunk,
+                                  const typename Groups::Facts& facts, int64_t first, int64_t last,
+                                  float* partial) {
+  constexpr int64_t kBlock = kPlaneColumns / P;
+  static_assert(kTokenChunk % kBlock == 0);
+  for (int64_t t = first; t < last; t += kBlock)
+    planes_of_any_block<Groups, P>(last - t < kBlock ? last - t : kBlock,
+                                   {.w = chunk.w,
+                                    .steps = chunk.steps,
+                                    .x = chunk.x + t * chunk.steps * P,
+                                    .digit_sums = task.planes.sums + (chunk.index * task.tokens + t) * P,
+                                    .scale_steps = task.planes.steps + chunk.index * task.tokens + t,
+                                    .facts = &facts,
+                                    .fresh = chunk.index == 0,
+                                    .partial = partial + (t - first) * kTileRows});
+}
+
 template <class Groups, int P>
 static void planes_of_tokens(const LinearTask& task, int64_t tile, int64_t first, int64_t last) {
   constexpr int kBits = Groups::kBits;
   const TiledWeight& weight = task.weight;
   const ChunkShape shape = chunk_shape(kBits, weight.group_size);
-  constexpr int64_t kBlock = kPlaneColumns / P;
-  static_assert(kTokenChunk % kBlock == 0);
   uint8_t* unpacked = reinterpret_cast<uint8_t*>(task.scratch);
   float* partial = task.scratch + kMaxSteps * kVectorBytes / int64_t(sizeof(float));
   const uint8_t* at = weight.data + tile * weight.tile_bytes;
@@ -364,16 +387,8 @@ static void planes_of_tokens(const LinearTask& task, int64_t tile, int64_t first
       const int64_t steps = shape.steps(chunk), columns = shape.columns(chunk);
       unpack<kBits>(at, steps, unpacked);
       at += steps * bytes_per_step(kBits);
-      for (int64_t t = first; t < last; t += kBlock)
-        planes_of_any_block<Groups, P>(last - t < kBlock ? last - t : kBlock,
-                                       {.w = unpacked,
-                                        .steps = steps,
-                                        .x = x + t * steps * P,
-                                        .digit_sums = task.planes.sums + (index * task.tokens + t) * P,
-                                        .scale_steps = task.planes.steps + index * task.tokens + t,
-                                        .facts = &facts,
-                                        .fresh = index == 0,
-                                        .partial = partial + (t - first) * kTileRows});
+      multiply_chunk<Groups, P>(task, {.w = unpacked, .steps = steps, .x = x, .index = index}, facts, first,
+                                last, partial);
       x += task.tokens * steps * P;
       if constexpr (Groups::kOutliers) {
         take_outliers(cursor, k, columns, facts, weight.in_features, outliers);

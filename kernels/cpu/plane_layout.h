@@ -21,6 +21,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace ballast {
 
@@ -95,14 +96,66 @@ static inline uint8_t code_at(int bits, int64_t columns, int64_t column, int64_t
   if (place.upper_byte >= 0) code |= (chunk[place.upper_byte] >> place.upper_shift & 1) << 2;
   return uint8_t(code);
 }
-/// Into a chunk that is 0 there.
-static inline void put_code(int bits, int64_t columns, int64_t column, int64_t row, int code,
-                            uint8_t* chunk) {
+/// Puts the codes of columns `column` to `column` + 3, a byte each, lowest first, into a chunk that is 0 there.
+/// `column` is a multiple of 4; codes beyond the chunk's end are 0.
+static inline void put_codes(int bits, int64_t columns, int64_t column, int64_t row, uint32_t codes,
+                             uint8_t* chunk) {
+  const auto add = [chunk](int64_t byte, uint32_t word) {
+    uint32_t there;
+    std::memcpy(&there, chunk + byte, 4);
+    there |= word;
+    std::memcpy(chunk + byte, &there, 4);
+  };
   const CodePlace place = code_place(bits, columns, column, row);
-  const int lower = place.upper_byte < 0 ? code : code & 3;
-  chunk[place.byte] = uint8_t(chunk[place.byte] | lower << place.shift);
-  if (place.upper_byte >= 0)
-    chunk[place.upper_byte] = uint8_t(chunk[place.upper_byte] | code >> 2 << place.upper_shift);
+  if (bits == 8) {
+    std::memcpy(chunk + place.byte, &codes, 2);
+    const uint32_t upper = codes >> 16;
+    if (column + 2 < columns) std::memcpy(chunk + place.byte + 32, &upper, 2);
+  } else if (place.upper_byte < 0) {
+    add(place.byte, codes << place.shift);
+  } else {
+    add(place.byte, (codes & 0x03030303) << place.shift);
+    add(place.upper_byte, (codes >> 2 & 0x01010101) << place.upper_shift);
+  }
+}
+
+// The layout by columns, of layers most of whose inputs may be 0: a column of zero activations is not read.
+//
+// Per group: the facts of every tile, 48 bytes each, then column after column the codes of all rows in units of
+// kColumnUnit rows. A unit is `bits` vectors of 16 bytes in which byte i belongs to row i of each of 8 tiles:
+//
+//   4 bits   tile j at bits 4·(j % 2) of vector j / 2
+//   2 bits   tile j at bits 2·(j % 4) of vector j / 4
+//   3 bits   the lower two bits as at 2 bits; the upper one of tile j at bit j of vector 2
+inline constexpr int64_t kColumnUnit = 128;
+inline constexpr int64_t kUnitTiles = kColumnUnit / kPlaneRows;
+inline constexpr int64_t kColumnFactBytes = affine_fact_bytes(0);
+
+struct ColumnShape {
+  int bits;
+  int64_t group_size, units;
+
+  int64_t unit_bytes() const { return 16 * bits; }
+  int64_t column_bytes() const { return units * unit_bytes(); }
+  int64_t fact_bytes() const { return units * kUnitTiles * kColumnFactBytes; }
+  int64_t group_bytes() const { return fact_bytes() + group_size * column_bytes(); }
+};
+static inline ColumnShape column_shape(int bits, int64_t group_size, int64_t out_features) {
+  return {bits, group_size, (out_features + kColumnUnit - 1) / kColumnUnit};
+}
+static inline uint8_t code_in_unit(int bits, int64_t row, const uint8_t* unit) {
+  const int64_t tile = row / kPlaneRows, byte = row % kPlaneRows;
+  if (bits == 4) return uint8_t(unit[tile / 2 * 16 + byte] >> (4 * (tile % 2)) & 15);
+  const int lower = unit[tile / 4 * 16 + byte] >> (2 * (tile % 4)) & 3;
+  return uint8_t(bits == 2 ? lower : lower | (unit[32 + byte] >> tile & 1) << 2);
+}
+/// Into a unit that is 0 there.
+static inline void put_code_in_unit(int bits, int64_t row, int code, uint8_t* unit) {
+  const int64_t tile = row / kPlaneRows, byte = row % kPlaneRows;
+  const auto add = [unit](int64_t at, int64_t value) { unit[at] = uint8_t(unit[at] | value); };
+  if (bits == 4) return add(tile / 2 * 16 + byte, code << (4 * (tile % 2)));
+  add(tile / 4 * 16 + byte, (code & 3) << (2 * (tile % 4)));
+  if (bits == 3) add(32 + byte, code >> 2 << tile);
 }
 
 }  // namespace ballast

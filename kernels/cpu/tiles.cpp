@@ -14,6 +14,11 @@ int64_t tile_bytes(const DenseView& weight) {
   return weight.in_features * kTileRows * size_of(weight.dtype);
 }
 
+ColumnShape columns_of(const AffineView& weight) {
+  CHECK(weight.bits < 8, weight.bits, " bits by columns");
+  return column_shape(weight.bits, weight.group_size, weight.out_features);
+}
+
 int64_t tile_bytes(const AffineView& weight) {
   const int64_t groups = weight.in_features / weight.group_size;
   return groups *
@@ -30,13 +35,18 @@ void pack_tile(const std::byte* source, int64_t row_bytes, int64_t rows, int64_t
                   sizeof(Element));
 }
 
-// `out` is 0.
-void pack_chunk(const AffineMatrix& source, int64_t row0, int64_t rows, int64_t k0, int64_t columns,
-                uint8_t* out) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const uint8_t* codes = source.codes.data() + (row0 + row) * source.in_features + k0;
-    for (int64_t k = 0; k < columns; ++k) put_code(source.bits, columns, k, row, codes[k], out);
+template <int kBits>
+void pack_chunk(const uint8_t* codes, int64_t row, int64_t columns, uint8_t* out) {
+  const int64_t whole = columns / 4 * 4;
+  uint32_t four;
+  for (int64_t k = 0; k < whole; k += 4) {
+    std::memcpy(&four, codes + k, 4);
+    put_codes(kBits, columns, k, row, four, out);
   }
+  if (whole == columns) return;
+  four = 0;
+  std::memcpy(&four, codes + whole, size_t(columns - whole));
+  put_codes(kBits, columns, whole, row, four, out);
 }
 
 void pack_tile(const AffineMatrix& source, int64_t tile, uint8_t* out) {
@@ -52,13 +62,57 @@ void pack_tile(const AffineMatrix& source, int64_t tile, uint8_t* out) {
     }
     out += fact_bytes;
     for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk) {
-      pack_chunk(source, row0, rows, group * source.group_size + chunk * kChunk, shape.columns(chunk), out);
+      const uint8_t* codes =
+          source.codes.data() + row0 * source.in_features + group * source.group_size + chunk * kChunk;
+      for (int64_t row = 0; row < rows; ++row)
+        pack_row_codes(source.bits, codes + row * source.in_features, row, shape.columns(chunk), out);
       out += shape.steps(chunk) * bytes_per_step(source.bits);
     }
   }
 }
 
+// Units [first, last) of all groups.
+void pack_columns(const AffineMatrix& source, const ColumnShape& shape, int64_t first, int64_t last,
+                  uint8_t* blob) {
+  for (int64_t group = 0; group < source.groups(); ++group) {
+    uint8_t* facts = blob + group * shape.group_bytes();
+    uint8_t* codes = facts + shape.fact_bytes();
+    for (int64_t unit = first; unit < last; ++unit) {
+      uint8_t* unit_facts = facts + unit * kUnitTiles * kColumnFactBytes;
+      std::memset(unit_facts, 0, size_t(kUnitTiles * kColumnFactBytes));
+      for (int64_t column = 0; column < source.group_size; ++column)
+        std::memset(codes + column * shape.column_bytes() + unit * shape.unit_bytes(), 0,
+                    size_t(shape.unit_bytes()));
+      const int64_t row0 = unit * kColumnUnit, rows = std::min(kColumnUnit, source.out_features - row0);
+      for (int64_t row = 0; row < rows; ++row) {
+        const size_t at = size_t((row0 + row) * source.groups() + group);
+        uint8_t* tile_facts = unit_facts + row / kTileRows * kColumnFactBytes;
+        std::memcpy(tile_facts + 2 * (row % kTileRows), &source.scales[at], 2);
+        tile_facts[2 * kTileRows + row % kTileRows] = source.zero_points[at];
+        const uint8_t* from =
+            source.codes.data() + (row0 + row) * source.in_features + group * source.group_size;
+        for (int64_t column = 0; column < source.group_size; ++column)
+          put_code_in_unit(source.bits, row, from[column],
+                           codes + column * shape.column_bytes() + unit * shape.unit_bytes());
+      }
+    }
+  }
+}
+
 }  // namespace
+
+void pack_row_codes(int bits, const uint8_t* codes, int64_t row, int64_t columns, uint8_t* chunk) {
+  switch (bits) {
+    case 2:
+      return pack_chunk<2>(codes, row, columns, chunk);
+    case 3:
+      return pack_chunk<3>(codes, row, columns, chunk);
+    case 4:
+      return pack_chunk<4>(codes, row, columns, chunk);
+    default:
+      return pack_chunk<8>(codes, row, columns, chunk);
+  }
+}
 
 TiledWeight tiled(const DenseView& weight) {
   const TileKind kind = weight.dtype == DType::f32   ? TileKind::f32
@@ -84,7 +138,9 @@ TiledWeight tiled(const AffineView& weight) {
     default:
       CHECK(false, "no kernel for ", weight.bits, " bits");
   }
-  return {weight.data.as<uint8_t>(), tile_bytes(weight), weight.in_features, weight.group_size, kind};
+  TiledWeight out{weight.data.as<uint8_t>(), tile_bytes(weight), weight.in_features, weight.group_size, kind};
+  if (weight.by_columns) out.column_units = columns_of(weight).units;
+  return out;
 }
 
 void put_column(const std::vector<uint8_t>& codes, int64_t columns, int64_t column, int64_t row0, int bits,
@@ -138,6 +194,8 @@ int64_t CpuBackend::packed_bytes(const DenseView& weight) const {
 }
 
 int64_t CpuBackend::packed_bytes(const AffineView& weight) const {
+  if (weight.by_columns)
+    return weight.in_features / weight.group_size * columns_of(weight).group_bytes() + kTileSlack;
   return tile_count(weight.out_features) * tile_bytes(weight) + kTileSlack;
 }
 
@@ -164,6 +222,13 @@ void CpuBackend::pack(const TensorView& source, const DenseView& weight, void* b
 void CpuBackend::pack(const AffineMatrix& source, const AffineView& weight, void* blob) {
   CHECK(source.out_features == weight.out_features && source.in_features == weight.in_features &&
         source.bits == weight.bits && source.group_size == weight.group_size);
+  if (weight.by_columns) {
+    const ColumnShape shape = columns_of(weight);
+    pool_.parallel(shape.units, [&](int, int64_t first, int64_t last) {
+      pack_columns(source, shape, first, last, static_cast<uint8_t*>(blob));
+    });
+    return;
+  }
   const int64_t bytes = tile_bytes(weight);
   pool_.parallel(tile_count(weight.out_features), [&](int, int64_t first, int64_t last) {
     for (int64_t tile = first; tile < last; ++tile)

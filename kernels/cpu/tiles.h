@@ -21,6 +21,9 @@ TiledWeight tiled(const ResidualBinaryView& weight);
 /// The widest load of the kernels may read this much past the last code.
 inline constexpr int64_t kTileSlack = 64;
 
+/// Packs a row's codes of one chunk, `columns` of them, into a chunk that is 0 there.
+void pack_row_codes(int bits, const uint8_t* codes, int64_t row, int64_t columns, uint8_t* chunk);
+
 /// Packs the codes of rows row0 … row0+15 in one column of `codes` [rows, columns], row0 in the lowest bits, into
 /// 2·bits bytes. Rows beyond the last are 0.
 void put_column(const std::vector<uint8_t>& codes, int64_t columns, int64_t column, int64_t row0, int bits,

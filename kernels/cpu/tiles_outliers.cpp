@@ -38,10 +38,12 @@ OutlierPlace outlier_place(const SparseOutlierView& weight) {
   return place;
 }
 
-std::vector<bool> outlier_columns(const SparseOutlierMatrix& source, int64_t row) {
-  std::vector<bool> out(static_cast<size_t>(source.in_features));
+/// The codes of a row, 0 where an outlier stands in for them.
+std::vector<uint8_t> codes_beside_outliers(const SparseOutlierMatrix& source, int64_t row) {
+  const auto from = source.codes.begin() + row * source.in_features;
+  std::vector<uint8_t> out(from, from + source.in_features);
   for (uint32_t i = source.outlier_rows[size_t(row)]; i < source.outlier_rows[size_t(row) + 1]; ++i)
-    out[source.outlier_columns[i]] = true;
+    out[source.outlier_columns[i]] = 0;
   return out;
 }
 
@@ -59,14 +61,12 @@ void pack_tile(const SparseOutlierMatrix& source, int64_t tile, int stat_bits, u
     std::memcpy(at + 4 * stat_bits, source.stats.data() + (tile * groups + group) * 4, 8);
   }
   for (int64_t row = 0; row < rows; ++row) {
-    const std::vector<bool> outliers = outlier_columns(source, row0 + row);
-    const uint8_t* codes = source.codes.data() + (row0 + row) * source.in_features;
+    const std::vector<uint8_t> codes = codes_beside_outliers(source, row0 + row);
     for (int64_t group = 0, k = 0; group < groups; ++group) {
       uint8_t* at = out + group * group_bytes + fact_bytes;
       for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk) {
-        const int64_t columns = shape.columns(chunk);
-        for (int64_t column = 0; column < columns; ++column, ++k)
-          if (!outliers[size_t(k)]) put_code(source.bits, columns, column, row, codes[k], at);
+        pack_row_codes(source.bits, codes.data() + k, row, shape.columns(chunk), at);
+        k += shape.columns(chunk);
         at += shape.steps(chunk) * bytes_per_step(source.bits);
       }
     }

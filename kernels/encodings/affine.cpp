@@ -1,8 +1,27 @@
 #include "kernels/encodings/affine.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace ballast {
+namespace {
+
+// The bits that any of the values has. Eight at a time: there are as many values as weights.
+int any_bits(const std::vector<uint8_t>& values) {
+  uint64_t all = 0;
+  size_t i = 0;
+  for (uint64_t eight; i + 8 <= values.size(); i += 8) {
+    std::memcpy(&eight, values.data() + i, 8);
+    all |= eight;
+  }
+  for (; i < values.size(); ++i) all |= values[i];
+  all |= all >> 32;
+  all |= all >> 16;
+  return int((all | all >> 8) & 0xff);
+}
+
+}  // namespace
 
 void AffineMatrix::decode_row(int64_t row, float* out) const {
   const uint8_t* code = codes.data() + row * in_features;
@@ -27,10 +46,13 @@ void AffineMatrix::check(const std::string& name) const {
     fail(str(scales.size(), " scales for ", out_features * groups()));
   if (zero_points.size() != scales.size())
     fail(str(zero_points.size(), " zero points for ", scales.size(), " scales"));
-  for (uint8_t code : codes)
-    if (code > max_code()) fail(str("code ", int(code), " exceeds ", max_code()));
-  for (uint8_t zero : zero_points)
-    if (zero > max_code()) fail(str("zero point ", int(zero), " exceeds ", max_code()));
+  const auto check_codes = [&](const std::vector<uint8_t>& values, const char* what) {
+    if ((any_bits(values) & ~max_code()) == 0) return;
+    const int largest = *std::max_element(values.begin(), values.end());
+    fail(str(what, " ", largest, " exceeds ", max_code()));
+  };
+  check_codes(codes, "code");
+  check_codes(zero_points, "zero point");
   for (size_t i = 0; i < scales.size(); ++i) {
     const float value = f16_to_f32(scales[i]);
     if (!std::isfinite(value) || value <= 0)

@@ -37,7 +37,7 @@ struct AffineMatrix {
   void decode_row(int64_t row, float* out) const;
   /// Sizes, code range and scale sanity. Throws Error starting with `name`.
   void check(const std::string& name) const;
-  AffineView facts() const { return {bits, out_features, in_features, group_size, {}}; }
+  AffineView facts() const { return {bits, out_features, in_features, group_size, false, {}}; }
   double bits_per_weight() const { return facts().bits_per_weight(); }
   bool operator==(const AffineMatrix&) const = default;
 };

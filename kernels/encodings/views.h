@@ -27,6 +27,8 @@ struct AffineView {
   int64_t out_features = 0;
   int64_t in_features = 0;
   int64_t group_size = 0;
+  /// Packed so that one token's zero activations cost nothing: their columns are not read. Below 8 bits only.
+  bool by_columns = false;
   TensorView data;  ///< u8 blob of Backend::packed_bytes bytes, 64-byte aligned
 
   /// Codes, a 16-bit scale and a `bits`-wide zero point per group.

@@ -151,6 +151,44 @@ TEST_P(LinearPlanes, ATokenIsTheSameInAnyCompany) {
     }
 }
 
+test::Packed<AffineView> packed_by_columns(Backend& backend, const AffineMatrix& matrix) {
+  AffineView view = matrix.facts();
+  view.by_columns = true;
+  return {backend, matrix, view};
+}
+
+// Zeros of every density, whole chunks of them and infinities included.
+TEST_P(LinearPlanes, ByColumnsIsBitForBitTheSame) {
+  uint64_t seed = 900;
+  for (const char* activations : {"f32", "int8"}) {
+    const auto backend = test::cpu_backend(GetParam(), 2, activations);
+    for (int bits : {2, 3, 4})
+      for (const auto& [out, in, group] : kShapes) {
+        SCOPED_TRACE(str(bits, " bits, out ", out, ", in ", in, ", group ", group, ", ", activations));
+        Random random(++seed);
+        const int64_t rows = out % 2 == 0 ? 16 * out : out;  // several units of rows
+        const AffineMatrix matrix = test::random_affine(random, bits, rows, in, group);
+        const auto tiles = test::packed(*backend, matrix), columns = packed_by_columns(*backend, matrix);
+        constexpr int64_t kTokens = 9;
+        const Extras extras = test::random_extras(random, kTokens, rows, Activation::relu);
+        std::vector<float> x = random.floats(kTokens * in);
+        for (int64_t token = 0; token < kTokens; ++token)
+          for (int64_t k = 0; k < in; ++k)
+            if (int64_t(random.below(8)) < token || (token > 4 && k / 128 % 2 == 0))
+              x[size_t(token * in + k)] = 0;
+        if (seed % 3 == 0) x[size_t(in)] = std::numeric_limits<float>::infinity();
+        ASSERT_TRUE(same_bits(run(*backend, x, columns.view, extras, kTokens),
+                              run(*backend, x, tiles.view, extras, kTokens)));
+        for (int64_t token = 0; token < kTokens; ++token) {
+          const std::vector<float> alone(x.begin() + token * in, x.begin() + (token + 1) * in);
+          ASSERT_TRUE(
+              same_bits(run(*backend, alone, columns.view, {}, 1), run(*backend, alone, tiles.view, {}, 1)))
+              << "token " << token;
+        }
+      }
+  }
+}
+
 // They take the float kernel, alone: their results are those of the decoded matrix, and their neighbours do not
 // notice them.
 TEST_P(LinearPlanes, TokensThatAreNotFinite) {

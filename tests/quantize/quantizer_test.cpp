@@ -198,7 +198,8 @@ TEST(Quantizer, DriftIsCorrectedOnRequestOnly) {
       for (int64_t index = 0; index < 3; ++index) {
         nn::Linear& layer = *model->block(index).branches[1]->expand().front();
         nn::Linear& float_layer = *float_model->block(index).branches[1]->expand().front();
-        const auto got = mean_output(layer, means, layer.name), own = mean_output(float_layer, means, layer.name),
+        const auto got = mean_output(layer, means, layer.name),
+                   own = mean_output(float_layer, means, layer.name),
                    wanted = mean_output(float_layer, float_means, layer.name);
         for (size_t i = 0; i < got.size(); ++i) {
           kept += std::pow(double(got[i] - own[i]), 2);
@@ -210,6 +211,37 @@ TEST(Quantizer, DriftIsCorrectedOnRequestOnly) {
       EXPECT_GT(drift, 1e-4);
       EXPECT_LT(correct_drift ? corrected : kept, 1e-3 * drift);  // streams are kept in binary16
     }
+}
+
+TEST(Quantizer, ShareOfZerosChoosesALayoutAndChangesNoResult) {
+  const TempFolder folder;
+  const fs::path quantized = folder.path() / "q";
+  const QuantizeReport report =
+      quantize(kDemo, quantized, recipe_of("rtn", 3, 64, Compensation::none), sample_tokens(kDemo, 4, 64));
+  auto config = nlohmann::json::parse(read_file(quantized / "config.json", 1 << 20));
+  auto& shares = config["quantization_config"]["meta"]["zero_inputs"];
+  for (const LayerReport& layer : report.layers) {
+    const bool behind_relu = layer.name.ends_with(".fc2");
+    ASSERT_EQ(shares.contains(layer.name), behind_relu) << layer.name;
+    if (!behind_relu) continue;
+    EXPECT_EQ(double(shares[layer.name]), layer.zero_inputs);
+    EXPECT_GT(layer.zero_inputs, 0.1);
+    EXPECT_LT(layer.zero_inputs, 1);
+  }
+  const auto by_columns = [&] {
+    const auto backend = find_backend({.device = "cpu"});
+    const Checkpoint checkpoint = Checkpoint::open(quantized);
+    const auto model = load_model(checkpoint, *backend);
+    const Weight& weight = model->block(0).branches.back()->contract().weight;
+    return std::get<AffineView>(weight.encoding()).by_columns;
+  };
+  const auto kl_with = [&](double share) {
+    for (auto& value : shares) value = share;
+    std::ofstream(quantized / "config.json") << config;
+    EXPECT_EQ(by_columns(), share > 0.5);
+    return kl_to_float(quantized);
+  };
+  EXPECT_EQ(kl_with(0), kl_with(0.9));
 }
 
 TEST(Quantizer, BiasFreeModelsGainBiasesOnlyWhenCompensated) {

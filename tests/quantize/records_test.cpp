@@ -59,6 +59,7 @@ LayerRecord record_of(QuantizedMatrix matrix) {
                      .error_before = 0.1,
                      .error_after = 1e-300,
                      .damping = 0.01,
+                     .zero_inputs = 0.75,
                      .outlier_share = 0.005,
                      .seconds = 2.5}};
 }

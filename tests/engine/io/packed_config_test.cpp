@@ -53,6 +53,20 @@ TEST(PackedConfig, ReadsPublishedForms) {
   EXPECT_FALSE(config.symmetric);
 }
 
+TEST(PackedConfig, SharesOfZeroInputs) {
+  const auto parse = [](const char* meta) {
+    return parse_packed_config({{"quant_method", "gptq"}, {"bits", 4}, {"meta", json::parse(meta)}}, "c")
+        ->zero_inputs;
+  };
+  EXPECT_TRUE(parse("{}").empty());
+  EXPECT_TRUE(parse("[1]").empty());
+  EXPECT_EQ(parse(R"({"zero_inputs":{"a.fc2":0.5,"b.fc2":1}})"),
+            (std::map<std::string, double>{{"a.fc2", 0.5}, {"b.fc2", 1}}));
+  for (const char* meta : {R"({"zero_inputs":[]})", R"({"zero_inputs":{"a":"b"}})",
+                           R"({"zero_inputs":{"a":1.01}})", R"({"zero_inputs":{"a":-0.1}})"})
+    EXPECT_TRUE(throws_with("c: field 'meta.zero_inputs': expected", [&] { parse(meta); })) << meta;
+}
+
 TEST(PackedConfig, RejectsWhatItCannotRead) {
   const json gptq = json::parse(R"({"quant_method":"gptq","bits":4,"group_size":128})");
   const json packed = json::parse(R"({"quant_method":"compressed-tensors","format":"pack-quantized",
