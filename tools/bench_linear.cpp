@@ -72,7 +72,7 @@ class LinearBench {
               const std::function<void(const std::string&)>& progress)
       : backend_(backend), options_(options), progress_(progress), reader_(backend), dnnl_(options.threads) {
     peak_ = peak_multiply_adds(backend);
-    reader_.rate(kLargestSet);
+    read_rate_ = reader_.rate(kLargestSet);
   }
 
   void layer(int64_t rows, int64_t columns, int bits, int64_t group_size) {
@@ -90,11 +90,7 @@ class LinearBench {
     measure(weights, source.facts(), bits, group_size);
   }
 
-  std::vector<LinearRow> rows() {
-    const double read = reader_.rate(kLargestSet);
-    for (LinearRow& row : rows_) row.read_rate = read;
-    return std::move(rows_);
-  }
+  std::vector<LinearRow> rows() { return std::move(rows_); }
 
  private:
   template <class View>
@@ -112,8 +108,9 @@ class LinearBench {
       };
       call();
       for (int64_t round = 0; round < options_.repeat; ++round) row.calls.add(rate_of(call));
+      const double before = std::exchange(read_rate_, reader_.rate(kLargestSet));
+      row.read_rate = std::max(before, read_rate_);
       library_rates(row, x);
-      reader_.rate(kLargestSet);
       rows_.push_back(std::move(row));
     }
   }
@@ -161,7 +158,7 @@ class LinearBench {
   const std::function<void(const std::string&)>& progress_;
   MemoryReader reader_;
   OneDnn dnnl_;
-  double peak_ = 0;
+  double peak_ = 0, read_rate_ = 0;  // per second; reads: as measured last
   std::map<std::tuple<int64_t, int64_t, int64_t>, std::pair<double, double>> library_;
   std::vector<LinearRow> rows_;
 };
@@ -220,9 +217,12 @@ std::vector<LinearRow> bench_linear(Backend& backend, const LinearBenchOptions& 
 
 std::string linear_table(const std::vector<LinearRow>& rows) {
   std::string text;
-  if (!rows.empty())
-    text = fmt::format("Memory reads at {:.1f} GB/s; fp32 multiply-adds at {:.1f} G/s.\n\n",
-                       rows[0].read_rate * 1e-9, rows[0].peak * 1e-9);
+  if (!rows.empty()) {
+    Samples reads;
+    for (const LinearRow& row : rows) reads.add(row.read_rate * 1e-9);
+    text = fmt::format("Memory reads at {:.1f} to {:.1f} GB/s; fp32 multiply-adds at {:.1f} G/s.\n\n",
+                       reads.lowest(), reads.highest(), rows[0].peak * 1e-9);
+  }
   text +=
       "| layer | bits | group | tokens | µs | GB/s | of the read rate | GMAC/s | of the fp32 peak | of SGEMM "
       "| of u8s8 |\n"

@@ -24,7 +24,7 @@ struct LinearRow {
   int64_t group_size = 0, tokens = 0;
   double weight_bytes = 0;          ///< without padding
   Samples calls;                    ///< calls per second of every round
-  double read_rate = 0, peak = 0;   ///< of the machine: bytes and multiply-adds per second
+  double read_rate = 0, peak = 0;   ///< of the machine beside it: bytes and multiply-adds per second
   double sgemm = 0, byte_gemm = 0;  ///< oneDNN's multiply-adds per second for this shape; 0: not measured
 
   double bandwidth() const { return calls.median() * weight_bytes; }

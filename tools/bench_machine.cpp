@@ -117,9 +117,6 @@ double MemoryReader::rate(int64_t bytes) {
   const double start = now();
   for (int round = 0; round < 3 || now() - start < 0.1; ++round) best = std::max(best, pass(words));
   check_interrupt();
-  for (auto& [known, rate] : best_)
-    if (known == words) return rate = std::max(rate, best);
-  best_.emplace_back(words, best);
   return best;
 }
 

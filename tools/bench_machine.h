@@ -17,7 +17,8 @@ class MemoryReader {
  public:
   explicit MemoryReader(Backend& backend) : backend_(backend) {}
   /// Bytes per second of the best of several passes over `bytes` (at most kLargestSet) in about a tenth of a second.
-  /// The highest rate of all calls with this size is kept and returned: other work can only lower a rate.
+  /// Call it next to what is compared with it: a virtual machine's rate doubles or halves with where the host puts
+  /// its processors.
   double rate(int64_t bytes);
 
  private:
@@ -25,7 +26,6 @@ class MemoryReader {
 
   Backend& backend_;
   std::vector<uint64_t> buffer_;
-  std::vector<std::pair<int64_t, double>> best_;
 };
 
 /// Fused multiply-adds of f32 per second that all threads reach with operands in registers, the best of several

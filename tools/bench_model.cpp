@@ -58,7 +58,7 @@ class Session {
     out_.cost = token_cost(model);
     out_.relu_zeros = count_zeros();
     out_.peak = peak_multiply_adds(backend);
-    measure_reads();
+    out_.memory_read = reader_.rate(kLargestSet);
   }
 
   ModelBench run() {
@@ -67,10 +67,7 @@ class Session {
       for (const int64_t tokens : options_.prompt) prompt(tokens, depth);
       for (const int64_t tokens : options_.generate) generate(tokens, depth);
     }
-    for (BenchRow& row : out_.rows) {
-      row.read_rate = out_.model_read;
-      row.peak = out_.peak;
-    }
+    for (BenchRow& row : out_.rows) row.peak = out_.peak;
     return std::move(out_);
   }
 
@@ -112,9 +109,10 @@ class Session {
     return counter.share();
   }
 
-  void measure_reads() {
-    out_.memory_read = reader_.rate(kLargestSet);
-    out_.model_read = reader_.rate(std::min(kLargestSet, int64_t(out_.cost.weight_bytes)));
+  double read_rate() {
+    const double rate = reader_.rate(std::min(kLargestSet, int64_t(out_.cost.weight_bytes)));
+    out_.model_read = std::max(out_.model_read, rate);
+    return rate;
   }
 
   void prompt(int64_t tokens, int64_t depth) {
@@ -151,14 +149,16 @@ class Session {
 
   template <class Body>
   void measure(BenchRow& row, Body&& body) {
+    double before = read_rate();
     for (int64_t round = 0; round < options_.repeat; ++round) {
       progress_(str(row.test, ", run ", round + 1, " of ", options_.repeat));
       const double start = now();
       body();
       row.rates.add(double(row.tokens) / (now() - start));
-      check_interrupt();
+      const double after = read_rate();
+      row.read_rates.add(std::max(before, after));
+      before = after;
     }
-    measure_reads();
   }
 
   Backend& backend_;
@@ -215,6 +215,13 @@ TokenCost token_cost(nn::Model& model) {
   return cost;
 }
 
+double BenchRow::share_of_read() const {
+  Samples shares;
+  for (size_t run = 0; run < rates.values.size(); ++run)
+    shares.add(rates.values[run] * (bytes_per_token + cache_bytes_per_token) / read_rates.values[run]);
+  return shares.median();
+}
+
 nlohmann::json BenchRow::json() const {
   return {{"test", test},
           {"tokens", tokens},
@@ -225,6 +232,7 @@ nlohmann::json BenchRow::json() const {
           {"bytes_per_token", bytes_per_token},
           {"cache_bytes_per_token", cache_bytes_per_token},
           {"bandwidth_gb_s", bandwidth()},
+          {"read_gb_s", read_rates.median() * 1e-9},
           {"share_of_read", share_of_read()},
           {"share_of_fma_peak", share_of_peak()}};
 }

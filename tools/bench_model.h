@@ -32,15 +32,16 @@ struct BenchRow {
   std::string test;  ///< "pp512", "tg64 @ d1024"
   int64_t tokens = 0, depth = 0;
   Samples rates;  ///< tokens per second of every run
+  Samples
+      read_rates;  ///< bytes per second of memory reads beside every run: the better of just before and after
   double bytes_per_token = 0, cache_bytes_per_token = 0;
   double multiply_adds_per_token = 0;
-  double read_rate = 0, peak = 0;  ///< of the machine: bytes and multiply-adds per second
+  double peak = 0;  ///< multiply-adds per second of the machine
 
   double bandwidth() const { return rates.mean() * bytes_per_token * 1e-9; }
-  /// Of the rate at which the weights (and the keys and values of the depth) could be read.
-  double share_of_read() const {
-    return rates.median() * (bytes_per_token + cache_bytes_per_token) / read_rate;
-  }
+  /// Of the rate at which the weights (and the keys and values of the depth) could be read beside it: the median of
+  /// the runs.
+  double share_of_read() const;
   double share_of_peak() const { return rates.median() * multiply_adds_per_token / peak; }
   nlohmann::json json() const;
 };
@@ -48,7 +49,7 @@ struct BenchRow {
 struct ModelBench {
   std::vector<BenchRow> rows;
   double memory_read = 0, model_read = 0,
-         peak = 0;  ///< per second; model_read: a working set of the model's size
+         peak = 0;  ///< highest per second; model_read: a set of the model's size
   TokenCost cost;
   double relu_zeros = 0;  ///< share of exact zeros in the input of fc2
 
