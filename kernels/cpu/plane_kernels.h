@@ -7,9 +7,9 @@
 // with outliers have zero points that are no integers (I_p = Σ code · digit, and the zero point times Σ digit is
 // taken off in floats), and their outliers are added behind each chunk, one fused step each, columns ascending.
 //
-// Work partition: a thread owns whole tiles of 16 output rows. One token: codes are unpacked in registers, while
-// the lines to come are prefetched. More tokens: a chunk is unpacked into L1 once, then blocks of tokens run over
-// it, all their sums in registers.
+// Work partition: a thread owns whole tiles of 16 output rows. A few tokens, whose sums all fit in registers: codes are
+// unpacked in registers, too, while the lines to come are prefetched. More tokens: a chunk is unpacked into L1 once,
+// then blocks of tokens run over it, all sums of a block in registers.
 #pragma once
 
 #include "kernels/cpu/linear_kernels.h"
@@ -95,26 +95,27 @@ static inline void flush_partial(Sums& sums, Partial<BITS> partial) {
   }
 }
 
-// sums[p] += Σ over the steps of a chunk, codes straight from memory; x: [step][P]
-template <int BITS, int P>
+// sums[c] += Σ over the steps of a chunk, codes straight from memory; x: [step][COLUMNS]
+template <int BITS, int COLUMNS>
 static inline __attribute__((always_inline)) void dot_packed(const uint8_t* codes, int64_t steps,
-                                                             const int32_t* x, Sums (&sums)[P]) {
+                                                             const int32_t* x, Sums (&sums)[COLUMNS]) {
   constexpr int64_t kUnit = steps_per_unit(BITS), kBytes = kUnit * bytes_per_step(BITS);
   constexpr int64_t kUnits = BITS == 8 ? 8 : BITS == 4 ? 4 : BITS == 3 ? 2 : 4;
   static_assert(kUnits * kUnit <= kFlushSteps<BITS> || BITS == 8);
-  constexpr int kCount = kChains<P>;
+  constexpr int kCount = kChains<COLUMNS>;
   int64_t units = steps / kUnit;
   while (units > 0) {
-    Partial<BITS> partial[kCount * P];
+    Partial<BITS> partial[kCount * COLUMNS];
     for (auto& sum : partial) sum = no_partial<BITS>();
     const auto unit = [&]() __attribute__((always_inline)) {
       prefetch_unit<BITS>(codes);
       each_step<BITS>(
           codes, [&](int i, V step) __attribute__((always_inline)) {
-            for (int p = 0; p < P; ++p) dot<BITS>(partial[i % kCount * P + p], step, x[i * P + p]);
+            for (int c = 0; c < COLUMNS; ++c)
+              dot<BITS>(partial[i % kCount * COLUMNS + c], step, x[i * COLUMNS + c]);
           });
       codes += kBytes;
-      x += kUnit * P;
+      x += kUnit * COLUMNS;
     };
     if (units >= kUnits) {
 #pragma GCC unroll 8
@@ -123,16 +124,16 @@ static inline __attribute__((always_inline)) void dot_packed(const uint8_t* code
     } else {
       for (; units > 0; --units) unit();
     }
-    for (int c = 0; c < kCount * P; ++c) flush_partial<BITS>(sums[c % P], partial[c]);
+    for (int c = 0; c < kCount * COLUMNS; ++c) flush_partial<BITS>(sums[c % COLUMNS], partial[c]);
   }
   if constexpr (BITS == 3) {
     if (steps % kUnit == 0) return;
-    Bytes partial[P];
-    for (int p = 0; p < P; ++p) partial[p] = no_bytes();
+    Bytes partial[COLUMNS];
+    for (int c = 0; c < COLUMNS; ++c) partial[c] = no_bytes();
     each_step_of_short_unit(codes, [&](int i, V step) {
-      for (int p = 0; p < P; ++p) dot<BITS>(partial[p], step, x[i * P + p]);
+      for (int c = 0; c < COLUMNS; ++c) dot<BITS>(partial[c], step, x[i * COLUMNS + c]);
     });
-    for (int p = 0; p < P; ++p) flush(sums[p], partial[p]);
+    for (int c = 0; c < COLUMNS; ++c) flush(sums[c], partial[c]);
   }
 }
 
@@ -269,8 +270,9 @@ static void add_outliers(const ChunkOutliers& outliers, const float* x, float* y
     y[outliers.row[i]] = __builtin_fmaf(outliers.missing[i], x[outliers.column[i]], y[outliers.row[i]]);
 }
 
-template <class Groups, int P>
-static void planes_of_one_token(const LinearTask& task, int64_t tile) {
+// All tokens of a task, at most kFewTokens of them.
+template <class Groups, int P, int TOKENS>
+static void planes_of_few_tokens(const LinearTask& task, int64_t tile) {
   constexpr int kBits = Groups::kBits;
   const TiledWeight& weight = task.weight;
   const ChunkShape shape = chunk_shape(kBits, weight.group_size);
@@ -280,33 +282,49 @@ static void planes_of_one_token(const LinearTask& task, int64_t tile) {
   [[maybe_unused]] OutlierCursor cursor;
   [[maybe_unused]] ChunkOutliers outliers;
   if constexpr (Groups::kOutliers) cursor = outlier_cursor(weight, tile);
-  F y = broadcast(0);
+  F y[TOKENS];
+  for (F& value : y) value = broadcast(0);
   float partial[kTileRows];
   for (int64_t k = 0; k < weight.in_features;) {
     __builtin_prefetch(at + kPrefetchBytes);
     const typename Groups::Facts facts = Groups::facts(weight, at);
     at += Groups::fact_bytes(weight);
-    for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk, ++step, digit_sums += P) {
+    for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk, step += TOKENS, digit_sums += TOKENS * P) {
       const int64_t steps = shape.steps(chunk), columns = shape.columns(chunk);
-      Sums sums[P];
-      Groups::template begin<P>(facts, digit_sums, sums);
-      dot_packed<kBits, P>(at, steps, x, sums);
-      y = Groups::template finish<P>(facts, digit_sums, sums, *step, y);
+      Sums sums[TOKENS * P];
+      for (int t = 0; t < TOKENS; ++t) Groups::template begin<P>(facts, digit_sums + t * P, sums + t * P);
+      dot_packed<kBits, TOKENS * P>(at, steps, x, sums);
+      for (int t = 0; t < TOKENS; ++t)
+        y[t] = Groups::template finish<P>(facts, digit_sums + t * P, sums + t * P, step[t], y[t]);
       at += steps * bytes_per_step(kBits);
-      x += steps * P;
+      x += steps * TOKENS * P;
       if constexpr (Groups::kOutliers) {
         take_outliers(cursor, k, columns, facts, weight.in_features, outliers);
-        if (outliers.count > 0) {
-          store(partial, y);
-          add_outliers(outliers, task.planes.x, partial);
-          y = load(partial);
+        for (int t = 0; t < TOKENS && outliers.count > 0; ++t) {
+          store(partial, y[t]);
+          add_outliers(outliers, task.planes.x + t * task.planes.x_stride, partial);
+          y[t] = load(partial);
         }
       }
       k += columns;
     }
   }
-  store(partial, y);
-  write_tile(task, tile, 0, 1, partial);
+  for (int t = 0; t < TOKENS; ++t) {
+    store(partial, y[t]);
+    write_tile(task, tile, t, 1, partial);
+  }
+}
+// Their sums must fit in registers, as a block's do; beyond eight tokens one unpacked chunk serves as well.
+template <int P>
+inline constexpr int kFewTokens = kPlaneColumns / P < 8 ? kPlaneColumns / P : 8;
+template <class Groups, int P, int TOKENS = kFewTokens<P>>
+static inline void planes_of_any_few_tokens(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
+  if constexpr (TOKENS > 0) {
+    if (task.tokens != TOKENS)
+      return planes_of_any_few_tokens<Groups, P, TOKENS - 1>(task, first_tile, last_tile);
+    for (int64_t tile = first_tile; tile < last_tile; ++tile)
+      planes_of_few_tokens<Groups, P, TOKENS>(task, tile);
+  }
 }
 
 // One block of tokens over one unpacked chunk: partial[token][16] += …
@@ -403,9 +421,7 @@ static void planes_of_tokens(const LinearTask& task, int64_t tile, int64_t first
 
 template <class Groups, int P>
 static void planes_of_tiles(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
-  for (int64_t tile = first_tile; tile < last_tile && task.tokens == 1; ++tile)
-    planes_of_one_token<Groups, P>(task, tile);
-  if (task.tokens == 1) return;
+  if (task.tokens <= kFewTokens<P>) return planes_of_any_few_tokens<Groups, P>(task, first_tile, last_tile);
   for (int64_t t = 0; t < task.tokens; t += kTokenChunk) {
     const int64_t end = task.tokens - t < kTokenChunk ? task.tokens : t + kTokenChunk;
     for (int64_t tile = first_tile; tile < last_tile; ++tile) planes_of_tokens<Groups, P>(task, tile, t, end);

@@ -30,9 +30,9 @@ struct Sums {
 using Bytes = Sums;
 template <int BITS>
 inline constexpr int64_t kFlushSteps = kMaxSteps;
-// Sums that the steps of one token take turns in: five cycles pass before one can be added to again.
-template <int P>
-inline constexpr int kChains = P == 1 ? 4 : 2;
+// Sums of each column that steps take turns in: five cycles pass before one can be added to again.
+template <int COLUMNS>
+inline constexpr int kChains = COLUMNS == 1 ? 4 : COLUMNS <= 3 ? 2 : 1;
 
 static inline V load_codes64(const uint8_t* p) {
   return {_mm512_loadu_si512(p)};
@@ -112,7 +112,7 @@ template <int BITS>
 inline constexpr int64_t kFlushSteps = BITS == 4   ? 8
                                        : BITS == 3 ? 16
                                                    : 32;
-template <int P>
+template <int COLUMNS>
 inline constexpr int kChains = 1;
 
 static inline __m256i load256(const void* p) {
@@ -214,7 +214,7 @@ struct Sums {
 using Bytes = Sums;
 template <int BITS>
 inline constexpr int64_t kFlushSteps = kMaxSteps;
-template <int P>
+template <int COLUMNS>
 inline constexpr int kChains = 1;
 
 static inline V load_codes64(const uint8_t* p) {
