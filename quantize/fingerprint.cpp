@@ -40,7 +40,7 @@ std::string plain(const std::string& value) {
 // Structured bindings name every member, so that a new one does not compile until it is added here.
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   const auto& [method, grid, overrides, target_bits, layer_bits, head_bits, curvature, curvature_groups, damping, act_order,
-               static_groups, options, one_pass, compensation, asymmetric, gptaq, tune_epochs,
+               static_groups, options, class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs,
                correct_drift] = recipe;
   const auto& [sweeps, greedy_order, anneal, refit_scales, unbiased_scales, per_layer, outlier_threshold,
                stat_bits, block_size] = options;
@@ -69,6 +69,7 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   fingerprint["--damping"] = text_of(damping);
   fingerprint["--act-order"] = text_of(act_order);
   fingerprint["--static-groups"] = text_of(static_groups);
+  fingerprint["--class-weight"] = text_of(class_weight);
   fingerprint["--one-pass"] = text_of(one_pass);
   fingerprint["--compensate"] = name_of(compensation);
   fingerprint["--tune"] = text_of(int64_t(tune_epochs));

@@ -57,6 +57,8 @@ class Quantizer {
   void side_by_side(const Body& body);
   void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
            const TensorView& x_float);
+  bool repeats_class_tokens() const;
+  OutputView class_tokens(const HiddenStream::Part& part, const TensorView& rows) const;
   void add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
                  const TensorView& here_float, std::vector<float>& sums);
   void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
@@ -166,31 +168,59 @@ void Quantizer::side_by_side(const Body& body) {
 void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& x_float) {
   // Of an image the head reads one row, that of its first token.
-  const std::vector<int32_t> first(size_t(x.shape[0]), 0);
+  const std::vector<int32_t> first(size_t(std::max<int64_t>(1, job_.recipe.class_weight) * x.shape[0]), 0);
   const bool all_tokens = x.shape[0] == part.context.batch.tokens();
   const TensorView positions =
       all_tokens ? part.context.batch.positions : TensorView(first.data(), DType::i32, {x.shape[0]});
-  moments.quantized.add(job_.backend, x, positions);
-  if (!x_float) return;
-  moments.reference.add(job_.backend, x_float, positions);
-  if (!moments.drift.empty()) add_drift(part, x, x, x_float, moments.drift);
+  const auto add_rows = [&](const TensorView& at, const TensorView& here, const TensorView& here_float) {
+    moments.quantized.add(job_.backend, here, at);
+    if (!here_float) return;
+    moments.reference.add(job_.backend, here_float, at);
+    if (!moments.drift.empty()) add_drift(part, here, here, here_float, moments.drift);
+  };
+  add_rows(positions, x, x_float);
+  if (!repeats_class_tokens() || !all_tokens) return;
+  Workspace::Scope scope(part.context.workspace);
+  const OutputView repeated = class_tokens(part, x);
+  add_rows({first.data(), DType::i32, {repeated.shape[0]}}, repeated,
+           x_float ? TensorView(class_tokens(part, x_float)) : TensorView());
+}
+
+bool Quantizer::repeats_class_tokens() const {
+  return job_.model.facts().image && job_.recipe.class_weight > 1;
+}
+
+// What class tokens weigh beyond 1, as rows of their own: the first row of each image, class_weight − 1 times.
+OutputView Quantizer::class_tokens(const HiddenStream::Part& part, const TensorView& rows) const {
+  const int64_t tokens = job_.model.facts().image->tokens, times = job_.recipe.class_weight - 1;
+  const int64_t images = rows.shape[0] / tokens;
+  const OutputView out = part.context.workspace.floats({images * times, rows.shape[1]});
+  for (int64_t i = 0; i < images * times; ++i)
+    std::copy_n(rows.row(i / times * tokens), rows.shape[1], out.row(i));
+  return out;
 }
 
 // What the residual stream has lost, seen together with the input of the layer that adds to it.
 void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                              const TensorView& hidden, const TensorView& hidden_float) {
   if (!job_.recipe.asymmetric) return;
-  const int64_t tokens = hidden.shape[0], width = hidden.shape[1];
+  const int64_t width = hidden.shape[1];
   if (moments.residual_sum.empty()) {
     moments.residual_sum.resize(size_t(width));
     moments.residual.resize(size_t(width * x.shape[1]));
   }
-  job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t i = begin; i < end; ++i)
-        moments.residual_sum[size_t(i)] += double(hidden_float.row(t)[i]) - double(hidden.row(t)[i]);
-  });
-  add_drift(part, x, hidden, hidden_float, moments.residual);
+  const auto add_rows = [&](const TensorView& input, const TensorView& here, const TensorView& here_float) {
+    job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
+      for (int64_t t = 0; t < here.shape[0]; ++t)
+        for (int64_t i = begin; i < end; ++i)
+          moments.residual_sum[size_t(i)] += double(here_float.row(t)[i]) - double(here.row(t)[i]);
+    });
+    add_drift(part, input, here, here_float, moments.residual);
+  };
+  add_rows(x, hidden, hidden_float);
+  if (!repeats_class_tokens()) return;
+  Workspace::Scope scope(part.context.workspace);
+  add_rows(class_tokens(part, x), class_tokens(part, hidden), class_tokens(part, hidden_float));
 }
 
 // The input that the expand layers share, or the contract layer's. The reference stream needs no quantized

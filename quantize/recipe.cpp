@@ -89,6 +89,8 @@ void Recipe::check() const {
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))
     throw Error(str("--range-shrink is ", grid.range_shrink, ", expected more than 0, up to 1"));
+  if (class_weight < 1 || class_weight > 1000)
+    throw Error(str("--class-weight is ", class_weight, ", expected 1 to 1000"));
   if (!(damping > 0 && damping <= 100))
     throw Error(str("--damping is ", damping, ", expected more than 0, up to 100"));
   if (!solver.uses_curvature) {

@@ -87,6 +87,7 @@ struct Recipe {
   bool act_order = false;      ///< columns by descending diag H, with grids fitted beforehand
   bool static_groups = false;  ///< grids fitted on the original weights
   MethodOptions options;
+  int64_t class_weight = 1;  ///< of an image, the first token counts as so many: the answer is read from it alone
   bool one_pass =
       false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
 

@@ -46,6 +46,7 @@ nlohmann::json QuantizeReport::json() const {
             {"samples", samples},
             {"length", length}}},
           {"curvature", name_of(recipe.curvature)},
+          {"class_weight", recipe.class_weight},
           {"asymmetric", recipe.asymmetric},
           {"gptaq", recipe.gptaq},
           {"range_shrink", recipe.grid.range_shrink},

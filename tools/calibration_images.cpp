@@ -30,12 +30,13 @@ std::vector<std::filesystem::path> chosen_images(const std::string& list, int64_
 
 CalibrationTokens calibration_from_images(const Checkpoint& checkpoint, const nn::ModelFacts& facts,
                                           Backend& backend, const std::vector<std::filesystem::path>& files,
-                                          const std::string& source) {
+                                          int64_t views, uint64_t seed, const std::string& source) {
   const auto reader = std::make_shared<const ImageReader>(checkpoint, facts);
-  auto images = std::make_shared<std::vector<ImageReader::Result>>(reader->read(backend, files));
+  auto images =
+      std::make_shared<std::vector<ImageReader::Result>>(reader->read_views(backend, files, views, seed));
   for (const ImageReader::Result& image : *images)
     if (!image.error.empty()) throw Error(image.error);
-  CalibrationTokens tokens{int64_t(files.size()), facts.image->tokens, {}, source, {}};
+  CalibrationTokens tokens{int64_t(images->size()), facts.image->tokens, {}, source, {}};
   tokens.images = {.values = facts.image->patches() * facts.image->patch_values(),
                    .write = [reader, images](int64_t sample, std::span<float> patches) {
                      reader->write_patches((*images)[size_t(sample)].image, patches);

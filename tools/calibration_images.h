@@ -15,9 +15,10 @@ namespace ballast {
 std::vector<std::filesystem::path> chosen_images(const std::string& list, int64_t samples, bool exact,
                                                  uint64_t seed);
 
-/// Error when one of them cannot be read.
+/// Each image in `views` views: as the model sees it, then random ones by `seed` (ImageReader::read_views). Error when
+/// an image cannot be read.
 CalibrationTokens calibration_from_images(const Checkpoint& checkpoint, const nn::ModelFacts& facts,
                                           Backend& backend, const std::vector<std::filesystem::path>& files,
-                                          const std::string& source);
+                                          int64_t views, uint64_t seed, const std::string& source);
 
 }  // namespace ballast

@@ -36,7 +36,7 @@ struct QuantizeOptions {
   std::optional<bool> correct_drift;  ///< empty: the method's default
   std::vector<std::string> overrides, skips;
   std::string calibration = "self", dataset = "text";
-  int64_t samples = 128, length = 0;
+  int64_t samples = 128, length = 0, views = 1;
   uint64_t seed = 0;
   bool force = false, resume = false, dry_run = false, json = false;
 };
@@ -197,7 +197,7 @@ CalibrationTokens new_tokens(const Run& run, const Tokenizer& tokenizer) {
 CalibrationTokens calibration_tokens(const Run& run) {
   if (!run.images.empty())
     return calibration_from_images(run.checkpoint, run.model.facts(), run.backend, run.images,
-                                   run.options.calibration);
+                                   run.options.views, run.options.seed, run.options.calibration);
   if (const auto bytes = run.journal.find(kTokensKey)) return stored_tokens(*bytes, run.model.facts().vocab);
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(run.options.model);
   if (tokenizer->vocabulary_size() > run.model.facts().vocab)
@@ -305,6 +305,7 @@ RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& reci
                                 {"this program", build_name()}};
   if (!images.empty()) {
     fingerprint["the calibration images"] = hex(content_hash_of_files(images));
+    fingerprint["--views"] = fmt::format("{}", options.views);
   } else if (!self) {
     fingerprint["--dataset"] = options.dataset;
     fingerprint["the calibration text"] = hex(content_hash_of_files({options.calibration}));
@@ -356,13 +357,18 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
              : std::vector<std::filesystem::path>();
   if (vision) options.samples = int64_t(images.size());
   if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
+  for (const char* flag : {"--views", "--class-weight"})
+    if (!vision && options.given(flag)) throw Error(fmt::format("{} is for images; this model reads text", flag));
+  if (options.views < 1 || options.views > 1000)
+    throw Error(fmt::format("--views is {}, expected 1 to 1000", options.views));
   const int64_t length = vision               ? longest
                          : options.length > 0 ? options.length
                                               : std::min<int64_t>(2048, longest);
   if (length < 2 || length > longest)
     throw Error(fmt::format("--length is {}, expected 2 to the model's context, {}", length, longest));
   // Planned in any case: what cannot be quantized is refused before calibration takes its time.
-  const QuantizePlan plan = plan_quantization(checkpoint, *model, recipe, options.samples, length);
+  const QuantizePlan plan = plan_quantization(
+      checkpoint, *model, recipe, vision ? options.samples * options.views : options.samples, length);
   if (options.dry_run) return show_plan(options, plan, recipe);
 
   refuse_same_folder(options);
@@ -499,6 +505,11 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--dataset", options->dataset, "NAME", "How the file becomes one text: text, wikitext2, ptb")
       ->capture_default_str();
   option("--samples", options->samples, "N", "Calibration sequences or images")->capture_default_str();
+  option("--class-weight", options->recipe.class_weight, "N",
+         "Of an image classifier, the token that the answer is read from counts as N")
+      ->capture_default_str();
+  option("--views", options->views, "N", "Random views of each calibration image, the image as it is among them")
+      ->capture_default_str();
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();
   option("--seed", options->seed, "N", "Of the calibration sample")->capture_default_str();

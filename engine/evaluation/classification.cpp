@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <random>
+
+#include "engine/io/image_view.h"
 
 namespace ballast {
 namespace {
@@ -25,25 +28,40 @@ ImageReader::ImageReader(const Checkpoint& checkpoint, const nn::ModelFacts& fac
                     " pixels, but the model reads ", facts_.height, " x ", facts_.width));
 }
 
-Image ImageReader::read_one(const std::filesystem::path& file) const {
-  Image image = preparation_.prepare(read_image(file));
-  if (image.height != facts_.height || image.width != facts_.width)
-    throw Error(str(file.string(), ": is prepared to ", image.height, " x ", image.width,
+Image ImageReader::prepared(const Image& image, const std::string& what) const {
+  Image result = preparation_.prepare(image);
+  if (result.height != facts_.height || result.width != facts_.width)
+    throw Error(str(what, ": is prepared to ", result.height, " x ", result.width,
                     " pixels, but the model reads ", facts_.height, " x ", facts_.width));
-  return image;
+  return result;
 }
 
 std::vector<ImageReader::Result> ImageReader::read(Backend& backend,
                                                    std::span<const std::filesystem::path> files) const {
-  std::vector<Result> results(files.size());
+  return read_views(backend, files, 1, 0);
+}
+
+std::vector<ImageReader::Result> ImageReader::read_views(Backend& backend,
+                                                         std::span<const std::filesystem::path> files,
+                                                         int64_t views, uint64_t seed) const {
+  std::vector<Result> results(files.size() * size_t(views));
   backend.parallel_for(int64_t(files.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) try {
-        results[size_t(i)].image = read_one(files[size_t(i)]);
+    for (int64_t i = begin; i < end; ++i) {
+      const std::string name = files[size_t(i)].string();
+      Result* result = &results[size_t(i)];
+      try {
+        const Image whole = read_image(name);
+        result->image = prepared(whole, name);
+        std::seed_seq seeds{uint32_t(seed), uint32_t(seed >> 32), uint32_t(i)};
+        std::mt19937_64 random(seeds);
+        for (int64_t view = 1; view < views; ++view)
+          (result += files.size())->image = prepared(random_view(whole, random), name);
       } catch (const std::bad_alloc&) {
-        results[size_t(i)].error = files[size_t(i)].string() + ": not enough memory for this image";
+        result->error = name + ": not enough memory for this image";
       } catch (const std::exception& error) {
-        results[size_t(i)].error = error.what();
+        result->error = error.what();
       }
+    }
   });
   return results;
 }

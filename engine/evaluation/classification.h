@@ -23,6 +23,9 @@ class ImageReader {
     std::string error;  ///< one line, or empty
   };
   std::vector<Result> read(Backend& backend, std::span<const std::filesystem::path> files) const;
+  /// [views, files]: each file as it is, then in views - 1 random views that depend on `seed` alone.
+  std::vector<Result> read_views(Backend& backend, std::span<const std::filesystem::path> files,
+                                 int64_t views, uint64_t seed) const;
   /// Values of a prepared image's patches, as Batch wants them.
   void write_patches(const Image& prepared, std::span<float> patches) const {
     preparation_.write_patches(prepared, facts_.patch_height, facts_.patch_width, patches);
@@ -30,7 +33,7 @@ class ImageReader {
   const nn::ImageFacts& facts() const { return facts_; }
 
  private:
-  Image read_one(const std::filesystem::path& file) const;
+  Image prepared(const Image& image, const std::string& what) const;
 
   ImagePreparation preparation_;
   nn::ImageFacts facts_;
@@ -39,7 +42,10 @@ class ImageReader {
 class ImageClassifier {
  public:
   ImageClassifier(const Checkpoint& checkpoint, Backend& backend, nn::Model& model)
-      : backend_(backend), classes_(model.facts().vocab), reader_(checkpoint, model.facts()), runner_(backend, model) {}
+      : backend_(backend),
+        classes_(model.facts().vocab),
+        reader_(checkpoint, model.facts()),
+        runner_(backend, model) {}
 
   struct Result {
     std::vector<float> logits;  ///< [classes]; empty after an error

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <map>
 #include <sstream>
 
 #include "tests/tools/run_ballast.h"
@@ -127,6 +128,54 @@ TEST_F(Vision, QuantizedFoldersAreReadBack) {
   }
 }
 
+TEST_F(Vision, ViewsAreMoreSamplesOfTheSameImages) {
+  const auto nll = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments{
+        "quantize",       "-m",      path("model"), "-o",     path("out"), "--calibration",
+        path("good.txt"), "--force", "--quiet",     "--json", "--bits",    "3"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome run = ballast(arguments);
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(run.json()["calibration"]["samples"], more.empty() ? 4 : 12);
+    return ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--json"})
+        .json()["nll"]
+        .get<double>();
+  };
+  const double three = nll({"--views", "3"});
+  EXPECT_NE(three, nll({}));
+  EXPECT_NE(three, nll({"--views", "3", "--seed", "1"}));
+  EXPECT_EQ(three, nll({"--views", "3"}));
+}
+
+// What the answer is read from gains: its own token's error falls.
+TEST_F(Vision, ClassWeightBringsTheAnswersNearer) {
+  const auto logits = [&](const std::string& model) {
+    std::vector<double> probabilities;
+    const Outcome run = ballast({"classify", "-m", path(model), "--top", "7", "--json", path("photo.jpg"),
+                                 path("grey.png"), path("cmyk.jpg"), path("palette.png")});
+    const nlohmann::json images = run.json().at("images");
+    for (const auto& image : images) {
+      std::map<int, double> by_class;
+      for (const auto& guess : image["predictions"])
+        by_class[guess["class"]] = std::log(guess["probability"].get<double>());
+      for (const auto& [index, value] : by_class) probabilities.push_back(value);
+    }
+    return probabilities;
+  };
+  const std::vector<double> exact = logits("model");
+  const auto distance = [&](const char* weight) {
+    EXPECT_EQ(ballast({"quantize", "-m", path("model"), "-o", path("out"), "--bits", "3", "--calibration",
+                       path("good.txt"), "--views", "8", "--class-weight", weight, "--force", "--quiet"})
+                  .code,
+              0);
+    const std::vector<double> got = logits("out");
+    double squares = 0;
+    for (size_t i = 0; i < exact.size(); ++i) squares += (got[i] - exact[i]) * (got[i] - exact[i]);
+    return squares;
+  };
+  EXPECT_LT(distance("30"), distance("1"));
+}
+
 TEST_F(Vision, QuantizeRefusesWhatMakesNoSense) {
   const auto quantize = [&](std::vector<std::string> more) {
     more.insert(more.begin(), {"quantize", "-m", path("model"), "-o", path("out"), "--bits", "4"});
@@ -136,6 +185,7 @@ TEST_F(Vision, QuantizeRefusesWhatMakesNoSense) {
   EXPECT_TRUE(refused(quantize({"--calibration", path("good.txt"), "--samples", "9"}), "lists 4 images"));
   EXPECT_TRUE(
       refused(quantize({"--calibration", path("good.txt"), "--length", "64"}), "--length is for text"));
+  EXPECT_TRUE(refused(quantize({"--calibration", path("good.txt"), "--views", "0"}), "--views is 0"));
   EXPECT_TRUE(refused(quantize({"--calibration", path("list.txt")}), "broken.jpg"));
 }
 
