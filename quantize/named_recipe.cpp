@@ -3,14 +3,19 @@
 #include "kernels/check.h"
 
 namespace ballast {
-NamedRecipe named_recipe(const std::string& name) {
+
+NamedRecipe named_recipe(const std::string& name, bool images) {
   NamedRecipe recipe;
   if (name == "fast") return recipe;
   recipe.damping = 0.03;
   recipe.act_order = recipe.asymmetric = recipe.correct_drift = true;
+  if (images) {
+    recipe.damping = 1;
+    recipe.sweeps = 8;
+    recipe.class_weight = 50;
+  }
   if (name == "balanced") return recipe;
-  if (name != "best")
-    throw Error("--recipe is \"" + name + "\", expected fast, balanced or best");
+  if (name != "best") throw Error("--recipe is \"" + name + "\", expected fast, balanced or best");
   recipe.tune_epochs = 2;
   return recipe;
 }

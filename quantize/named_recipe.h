@@ -1,9 +1,12 @@
-// Recipes: choices that go together, by how much time they may take. Each holds what measured best on the bundled model
-// at each width (RESULTS.md has the figures).
+// Recipes: choices that go together, by how much time they may take. Each holds what measured best at each width, on the
+// bundled model for text and on DeiT-Tiny for images (RESULTS.md has the figures).
 //
 //   fast      GPTQ on centred inputs, biases compensated, ranges shrunk
 //   balanced  also a float stream beside the quantized one: targets and biases make up for drift, columns by power
 //   best      then scales and biases of the whole model tuned towards the float model
+//
+// With images balanced and best lean less on what was seen: a hundred images hold many patches, but only a hundred class
+// tokens. So damping is heavy, the class token counts for many, and sweeps settle codes and scales in the end.
 #pragma once
 
 #include <string>
@@ -18,9 +21,11 @@ struct NamedRecipe {
   bool asymmetric = false;
   bool correct_drift = false;
   int tune_epochs = 0;
+  int sweeps = -1;  ///< -1: the method's own
+  int64_t class_weight = 1;
 };
 
-/// Error listing the known names.
-NamedRecipe named_recipe(const std::string& name);
+/// `images`: for an image classifier, not a language model. Error listing the known names.
+NamedRecipe named_recipe(const std::string& name, bool images);
 
 }  // namespace ballast

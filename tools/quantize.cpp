@@ -81,13 +81,13 @@ LayerOverride parse_override(const std::string& text) {
 }
 
 // The named recipe's part of the choices, but for those that a flag made.
-void apply_named(const QuantizeOptions& options, Recipe& recipe) {
+void apply_named(const QuantizeOptions& options, bool images, Recipe& recipe) {
   const auto given = [&](std::initializer_list<const char*> flags) {
     return std::any_of(flags.begin(), flags.end(), options.given);
   };
   const std::string name = !options.name.empty() ? options.name : given({"--method"}) ? "" : "balanced";
   if (name.empty()) return;
-  const NamedRecipe named = named_recipe(name);
+  const NamedRecipe named = named_recipe(name, images);
   if (recipe.method != "gptq")
     throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq", name,
                             recipe.method));
@@ -98,9 +98,11 @@ void apply_named(const QuantizeOptions& options, Recipe& recipe) {
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
   const bool tunable = recipe.compensation == Compensation::channel || recipe.compensation == Compensation::joint;
   if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
+  if (!given({"--sweeps", "--gptaq"}) && named.sweeps >= 0) recipe.options.sweeps = named.sweeps;
+  if (!given({"--class-weight"})) recipe.class_weight = named.class_weight;
 }
 
-Recipe finished_recipe(const QuantizeOptions& options) {
+Recipe finished_recipe(const QuantizeOptions& options, bool images) {
   Recipe recipe = options.recipe;
   if (recipe.target_bits > 0) {
     if (recipe.grid.bits != 0) throw Error("--target-bits chooses the widths: leave --bits out");
@@ -118,7 +120,7 @@ Recipe finished_recipe(const QuantizeOptions& options) {
                             : compensation_named(options.compensation);
   recipe.correct_drift =
       options.correct_drift.value_or(feedback && recipe.compensation != Compensation::none);
-  apply_named(options, recipe);
+  apply_named(options, images, recipe);
   if (recipe.compensation == Compensation::none && !options.correct_drift) recipe.correct_drift = false;
   for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
   for (const std::string& pattern : options.skips)
@@ -342,7 +344,6 @@ auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& pla
 }
 
 void quantize(QuantizeOptions options, const GlobalOptions& global) {
-  const Recipe recipe = finished_recipe(options);
   if (options.output.empty() && !options.dry_run) throw Error("-o is missing: the folder to write to");
   if (options.samples < 1) throw Error(fmt::format("--samples is {}, expected 1 or more", options.samples));
   const Checkpoint checkpoint = Checkpoint::open(options.model);
@@ -352,6 +353,7 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
   const std::unique_ptr<nn::Model> model = load_model(checkpoint, *backend);
   const int64_t longest = model->facts().max_positions;
   const bool vision = model->facts().image.has_value();
+  const Recipe recipe = finished_recipe(options, vision);
   const std::vector<std::filesystem::path> images =
       vision ? chosen_images(options.calibration, options.samples, options.given("--samples"), options.seed)
              : std::vector<std::filesystem::path>();
