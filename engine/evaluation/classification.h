@@ -23,6 +23,8 @@ class ImageReader {
     std::string error;  ///< one line, or empty
   };
   std::vector<Result> read(Backend& backend, std::span<const std::filesystem::path> files) const;
+  /// A file's bytes prepared, on the caller's thread; any number of threads at once. Error that starts with `what`.
+  Image read(std::string_view bytes, const std::string& what, const ImageLimits& limits = {}) const;
   /// Values of a prepared image's patches, as Batch wants them.
   void write_patches(const Image& prepared, std::span<float> patches) const {
     preparation_.write_patches(prepared, facts_.patch_height, facts_.patch_width, patches);
@@ -30,7 +32,7 @@ class ImageReader {
   const nn::ImageFacts& facts() const { return facts_; }
 
  private:
-  Image read_one(const std::filesystem::path& file) const;
+  Image prepared(const Image& image, const std::string& what) const;
 
   ImagePreparation preparation_;
   nn::ImageFacts facts_;
@@ -39,7 +41,10 @@ class ImageReader {
 class ImageClassifier {
  public:
   ImageClassifier(const Checkpoint& checkpoint, Backend& backend, nn::Model& model)
-      : backend_(backend), classes_(model.facts().vocab), reader_(checkpoint, model.facts()), runner_(backend, model) {}
+      : backend_(backend),
+        classes_(model.facts().vocab),
+        reader_(checkpoint, model.facts()),
+        runner_(backend, model) {}
 
   struct Result {
     std::vector<float> logits;  ///< [classes]; empty after an error
@@ -48,6 +53,11 @@ class ImageClassifier {
   /// Files that cannot be read do not keep the others back. Reading and the model take turns on the backend's threads,
   /// so that there are never more of them than asked for.
   std::vector<Result> classify(std::span<const std::filesystem::path> files);
+  /// Logits of images that reader() prepared.
+  std::vector<std::vector<float>> classify(std::span<const Image* const> prepared);
+
+  const ImageReader& reader() const { return reader_; }
+  int64_t classes() const { return classes_; }
 
   /// Files of one call that keep the threads busy and the activations small.
   static constexpr int64_t kBatch = 8;
