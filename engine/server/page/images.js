@@ -18,6 +18,7 @@ function clearClasses() {
   const row = document.createElement("li");
   row.className = "empty";
   row.textContent = emptyClasses;
+  $("classes").classList.remove("old");
   $("classes").replaceChildren(row);
 }
 
@@ -30,7 +31,7 @@ function showPreview(file) {
   $("drop").classList.add("filled");
   const [name, size] = $("drop-hint").children;
   name.textContent = file.name || "Pasted image";
-  size.textContent = bytes(file.size);
+  size.textContent = `${bytes(file.size)} · click for another`;
 }
 
 async function classify(file) {
@@ -40,7 +41,7 @@ async function classify(file) {
   $("classes").classList.add("old");
   showPreview(file);
   try {
-    const response = await fetch("v1/classify", { method: "POST", headers: headers(file.type || "image/jpeg"), body: file });
+    const response = await fetch("v1/classify", { method: "POST", headers: headers(file.type === "image/png" ? file.type : "image/jpeg"), body: file });
     const message = response.ok ? "" : await failure(response);
     const answer = response.ok && await response.json();
     if (mine !== shown) return;  // another image was chosen meanwhile

@@ -227,7 +227,7 @@ function showFacts(props) {
   document.body.className = facts.image ? "images" : "text";
   const rows = {
     "Bits per weight": facts.bits_per_weight && facts.bits_per_weight.toFixed(2),
-    "In the blocks": facts.block_bits_per_weight && facts.block_bits_per_weight.toFixed(2),
+    "In the blocks": facts.block_bits_per_weight !== facts.bits_per_weight && facts.block_bits_per_weight.toFixed(2),
     "Encodings": facts.encodings,
     "Weights": facts.matrix_parameters && short(facts.matrix_parameters),
     "Size": facts.bytes && bytes(facts.bytes),

@@ -76,12 +76,12 @@ class LmEval(unittest.TestCase):
         os.chdir(cls.home)
         cls.server.close()
 
-    def evaluate(self, model, tasks=TASKS, **arguments):
+    def evaluate(self, kind, tasks=TASKS, **arguments):
         import lm_eval
         from lm_eval.tasks import TaskManager
         logging.disable(logging.WARNING)
         try:
-            return lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=tasks, bootstrap_iters=0,
+            return lm_eval.simple_evaluate(model=kind, model_args=arguments, tasks=tasks, bootstrap_iters=0,
                                            task_manager=TaskManager(include_path=str(SOURCE / "tests/engine/server/lm_eval"),
                                                                     include_defaults=False))
         finally:

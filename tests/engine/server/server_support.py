@@ -269,8 +269,11 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        text = self.text()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if "Sanitizer: " in text or "runtime error: " in text:
+            raise AssertionError(text)
 
 
 class ServerTest(unittest.TestCase):
