@@ -45,7 +45,7 @@ async function classify(file) {
     const message = response.ok ? "" : await failure(response);
     const answer = response.ok && await response.json();
     if (mine !== shown) return;  // another image was chosen meanwhile
-    if (message) throw new Error(message);
+    if (message) throw new Error(message.replace(/^Image: /, "The image "));
     showClasses(answer.predictions);
     $("image-stats").textContent = `answered after ${((performance.now() - begun) / 1e3).toFixed(2)} s`;
   } catch (error) {
