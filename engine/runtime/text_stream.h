@@ -19,7 +19,10 @@ class TextStream {
     return stop_.push(decoded);
   }
   /// What was held back, once no more ids can come; nothing after a stop string.
-  std::string flush() { return stop_.push(decoder_.flush()) + stop_.flush(); }
+  std::string flush() {
+    std::string text = stop_.push(decoder_.flush());
+    return text += stop_.flush();
+  }
   /// True once a stop string was seen.
   bool stopped() const { return stop_.stopped(); }
   /// Characters (code points) decoded so far, the ones before included: where the next token begins.
