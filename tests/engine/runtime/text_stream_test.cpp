@@ -17,7 +17,9 @@ class ByteTokenizer : public Tokenizer {
     for (const char byte : text) ids.push_back(uint8_t(byte));
     return ids;
   }
-  std::string_view token_bytes(int32_t id) const override { return std::string_view(bytes_).substr(size_t(id), 1); }
+  std::string_view token_bytes(int32_t id) const override {
+    return std::string_view(bytes_).substr(size_t(id), 1);
+  }
   bool is_special(int32_t) const override { return false; }
   int64_t vocabulary_size() const override { return 256; }
   std::optional<int32_t> bos_id() const override { return {}; }

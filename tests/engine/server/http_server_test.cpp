@@ -9,6 +9,8 @@
 
 #include <future>
 #include <memory>
+#include <string>
+#include <vector>
 
 namespace ballast::server {
 namespace {
@@ -28,11 +30,15 @@ class Client {
   Client& operator=(const Client&) = delete;
 
   /// True if a request is answered.
-  bool answered() const {
+  bool answered() const { return ask() && read(512) > 0; }
+  bool ask() const {
     constexpr std::string_view kRequest = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-    char buffer[512];
-    return connected_ && ::send(socket_, kRequest.data(), kRequest.size(), MSG_NOSIGNAL) > 0 &&
-           ::recv(socket_, buffer, sizeof buffer, 0) > 0;
+    return connected_ && ::send(socket_, kRequest.data(), kRequest.size(), MSG_NOSIGNAL) > 0;
+  }
+  /// Bytes read, `most` at once; 0 or less: there are no more.
+  int64_t read(size_t most) const {
+    std::vector<char> buffer(most);
+    return ::recv(socket_, buffer.data(), most, 0);
   }
 
  private:
@@ -53,8 +59,8 @@ class HttpServerTest : public testing::Test {
   void start(HttpOptions options) {
     options.port = 0;
     server = std::make_unique<HttpServer>(
-        options, [](const HttpRequest& request, const std::shared_ptr<Reply>& reply) {
-          reply->send({.body = request.peer});
+        options, [this](const HttpRequest& request, const std::shared_ptr<Reply>& reply) {
+          reply->send({.body = body.empty() ? request.peer : body});
         });
     server->start([](int) {}, [] {});
   }
@@ -65,6 +71,7 @@ class HttpServerTest : public testing::Test {
   }
   std::unique_ptr<Client> client(const char* from) { return std::make_unique<Client>(from, server->port()); }
 
+  std::string body;  ///< of every answer; empty: the client's address
   std::unique_ptr<HttpServer> server;
 };
 
@@ -93,6 +100,22 @@ TEST_F(HttpServerTest, ThisMachineIsExempt) {
     EXPECT_TRUE(clients.back()->answered());
   }
   EXPECT_EQ(counters().dropped, 0);
+}
+
+TEST_F(HttpServerTest, WhoReadsTooSlowlyAllTheTimeIsDropped) {
+  body.assign(20 << 20, 'x');
+  for (const bool demanding : {false, true}) {
+    start({.stall_seconds = 0.5, .min_output_rate = demanding ? 1e12 : 1.0});
+    const auto slow = client("127.0.0.1");
+    ASSERT_TRUE(slow->ask());
+    // Something is taken within every half second, so nobody stalls.
+    int64_t rounds = 0;
+    for (; rounds < 200 && counters().dropped == 0; ++rounds) {
+      EXPECT_GT(slow->read(64 << 10), 0);
+      usleep(10'000);
+    }
+    EXPECT_EQ(rounds < 200, demanding);
+  }
 }
 
 TEST_F(HttpServerTest, ConnectionsBeyondTheLimitWait) {
