@@ -63,7 +63,7 @@ void check(const BenchOptions& options) {
 
 void bench_folder(const std::string& folder, const BenchOptions& options, const GlobalOptions& global,
                   Backend& backend, nlohmann::json& object) {
-  const LoadedModel model = load(folder, backend, false);
+  const LoadedModel model = load(folder, backend, WithTokenizer::no);
   Progress progress(global);
   const ModelBench result = bench_model(backend, *model.model, options.tests,
                                         [&](const std::string& line) { progress.update(line); });

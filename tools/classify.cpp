@@ -40,7 +40,7 @@ std::string text_of(const nlohmann::json& entry) {
 
 void classify(const ClassifyOptions& options, const GlobalOptions& global) {
   const auto backend = find_backend(global.backend);
-  const LoadedModel loaded = load(options.model, *backend, false);
+  const LoadedModel loaded = load(options.model, *backend, WithTokenizer::no);
   ImageClassifier classifier(*loaded.checkpoint, *backend, *loaded.model);
   const std::vector<std::string> names =
       class_names(*loaded.checkpoint, loaded.model->facts().vocab, options.labels);

@@ -99,13 +99,13 @@ void Evaluation::report(const LoadedModel& loaded) const {
                        {"images_per_second", rate},
                        {"seconds", seconds_},
                        {"peak_memory_bytes", peak_memory_bytes()}});
-  print(fmt::format("top-1   {:.2f} %\ntop-5   {:.2f} %\nnll     {:.4f}\nimages  {}, {:.1f} a second\n", score_.top1(),
-                    score_.top5(), score_.nll(), score_.images, rate));
+  print(fmt::format("top-1   {:.2f} %\ntop-5   {:.2f} %\nnll     {:.4f}\nimages  {}, {:.1f} a second\n",
+                    score_.top1(), score_.top5(), score_.nll(), score_.images, rate));
 }
 
 void evaluate(const EvaluateOptions& options, const GlobalOptions& global) {
   const auto backend = find_backend(global.backend);
-  const LoadedModel loaded = load(options.model, *backend, false);
+  const LoadedModel loaded = load(options.model, *backend, WithTokenizer::no);
   ImageClassifier classifier(*loaded.checkpoint, *backend, *loaded.model);
   std::vector<ListedImage> images = read_image_list(options.list, options.root, loaded.model->facts().vocab);
   if (options.limit > 0 && int64_t(images.size()) > options.limit) images.resize(size_t(options.limit));

@@ -91,22 +91,27 @@ nlohmann::json facts_json(const Checkpoint& checkpoint, nn::Model& model) {
   ModelSummary summary{.facts = model.facts(), .tied = model.tied_head()};
   for (int64_t index = 0; index < summary.facts.layers; ++index) summary.add_block(model.block(index));
   summary.add_outside(model);
+  std::vector<LayerFacts> all = summary.blocks;
+  all.insert(all.end(), summary.outside.begin(), summary.outside.end());
   double parameters = 0;
-  for (const auto* group : {&summary.blocks, &summary.outside})
-    for (const LayerFacts& layer : *group) parameters += layer.weights();
-  return {{"architecture", summary.facts.architecture},
-          {"layers", summary.facts.layers},
-          {"hidden", summary.facts.hidden},
-          {"heads", summary.facts.heads},
-          {"ffn", summary.facts.ffn},
-          {"vocab", summary.facts.vocab},
-          {"max_positions", summary.facts.max_positions},
-          {"matrix_parameters", int64_t(parameters)},
-          {"bytes", tensor_bytes(checkpoint)},
-          {"block_bits_per_weight", summary.block_bits()},
-          {"bits_per_weight", summary.model_bits()},
-          {"block_encodings", encodings_text(summary.blocks)},
-          {"outside_encodings", encodings_text(summary.outside)}};
+  for (const LayerFacts& layer : all) parameters += layer.weights();
+  nlohmann::json facts = {{"architecture", summary.facts.architecture},
+                          {"layers", summary.facts.layers},
+                          {"hidden", summary.facts.hidden},
+                          {"heads", summary.facts.heads},
+                          {"ffn", summary.facts.ffn},
+                          {"vocab", summary.facts.vocab},
+                          {"max_positions", summary.facts.max_positions},
+                          {"matrix_parameters", int64_t(parameters)},
+                          {"bytes", tensor_bytes(checkpoint)},
+                          {"block_bits_per_weight", summary.block_bits()},
+                          {"bits_per_weight", summary.model_bits()},
+                          {"encodings", encodings_text(all)},
+                          {"block_encodings", encodings_text(summary.blocks)},
+                          {"outside_encodings", encodings_text(summary.outside)}};
+  if (summary.facts.image)
+    facts["image"] = {{"height", summary.facts.image->height}, {"width", summary.facts.image->width}};
+  return facts;
 }
 
 }  // namespace ballast

@@ -157,7 +157,7 @@ void measure(TextOptions& options, const GlobalOptions& global) {
   LoadedModel reference;
   if (!options.reference.empty()) {
     check_same_tokens(options, ids, *model.tokenizer);
-    reference = load(options.reference, *backend, false);
+    reference = load(options.reference, *backend, WithTokenizer::no);
   }
   spdlog::info("{}, {} tokens, loaded in {}", backend->description(), ids.size(),
                human_seconds(model.seconds + reference.seconds));

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "engine/server/service.h"
+#include "tools/classes.h"
 #include "tools/console.h"
 #include "tools/flags.h"
 #include "tools/loaded_model.h"
@@ -15,11 +16,11 @@ namespace ballast {
 namespace {
 
 struct ServeOptions {
-  std::string model, name, chat_template, prefix_cache = "shared", activations = "f32";
+  std::string model, name, labels, chat_template, prefix_cache = "shared", activations = "f32";
   int64_t slots = 16, context = 0, cache_positions = 0, batch_tokens = 512, queue = -1;
   double pass_seconds = 0.25;
   int max_logprobs = 5;
-  int64_t max_body_mib = 4;
+  int64_t max_body_mib = 4, max_image_mib = 16;
   bool strict_model = false, no_metrics = false, no_page = false, no_slots = false;
   server::ServiceOptions service;
 };
@@ -60,42 +61,66 @@ int64_t cache_positions(const ServeOptions& options, int64_t context) {
   return std::max(context, options.slots * context / 4);
 }
 
-void serve(const ServeOptions& options, const GlobalOptions& global) {
-  const server::ServiceOptions service_settings = service_options(options);
+/// False when requests had to be cut off.
+bool serve_text(const ServeOptions& options, const LoadedModel& loaded, Backend& backend,
+                server::Service& service, server::ServedModel served) {
+  if (!options.labels.empty()) throw Error("--labels is for image classifiers");
   std::optional<server::ChatTemplate> chat;
   if (!options.chat_template.empty()) chat = server::ChatTemplate::open(options.chat_template);
-  server::Service service(service_settings);
-  warn_when_public(service_settings);
-  spdlog::info("listening on {}, loading {}", service.address(), options.model);
-
-  const auto backend = find_backend(global.backend_with(options.activations));
-  const LoadedModel loaded = load(options.model, *backend);
   const int64_t positions = loaded.model->facts().max_positions;
   if (options.context > positions)
     throw Error(
         str("--ctx is ", options.context, ", expected at most the model's ", positions, " positions"));
   const int64_t context = options.context > 0 ? options.context : positions;
-  Engine engine(*backend, *loaded.model,
+  Engine engine(backend, *loaded.model,
                 {.limits = {.max_sequences = options.slots, .max_batch_tokens = options.batch_tokens},
                  .context = context,
                  .cache_positions = cache_positions(options, context),
                  .usable_vocab = loaded.usable_vocab(),
                  .pass_seconds = options.pass_seconds});
-  nlohmann::json facts = facts_json(*loaded.checkpoint, *loaded.model);
-  facts["backend"] = backend->description();
-  facts["context"] = context;
+  served.facts["context"] = context;
+  served.slots = options.slots;
+  served.engine = &engine;
+  served.tokenizer = loaded.tokenizer.get();
+  served.chat = chat ? &*chat : nullptr;
+  served.usable_vocab = loaded.usable_vocab();
+  served.max_logprobs = options.max_logprobs;
   spdlog::info("{} ready on {} in {}: {} slots, context {}, cache {}", loaded.model->facts().architecture,
                service.address(), human_seconds(loaded.seconds), options.slots, context,
                human_bytes(double(engine.cache().bytes())));
-  const bool clean = service.run({.name = options.name.empty() ? name_of_folder(options.model) : options.name,
-                                  .facts = std::move(facts),
-                                  .engine = &engine,
-                                  .tokenizer = loaded.tokenizer.get(),
-                                  .chat = chat ? &*chat : nullptr,
-                                  .usable_vocab = loaded.usable_vocab(),
-                                  .slots = options.slots,
-                                  .strict_name = options.strict_model,
-                                  .max_logprobs = options.max_logprobs});
+  return service.run(served);
+}
+
+/// As above.
+bool serve_images(const ServeOptions& options, const LoadedModel& loaded, Backend& backend,
+                  server::Service& service, server::ServedModel served) {
+  if (!options.chat_template.empty()) throw Error("--chat-template is for models of text");
+  ImageClassifier classifier(*loaded.checkpoint, backend, *loaded.model);
+  served.slots = ImageClassifier::kBatch;
+  served.images = &classifier;
+  served.class_names = class_names(*loaded.checkpoint, classifier.classes(), options.labels);
+  served.max_image_bytes = uint64_t(options.max_image_mib) << 20;
+  const nn::ImageFacts& image = classifier.reader().facts();
+  spdlog::info("{} ready on {} in {}: images of {} x {}, {} classes", loaded.model->facts().architecture,
+               service.address(), human_seconds(loaded.seconds), image.height, image.width,
+               classifier.classes());
+  return service.run(served);
+}
+
+void serve(const ServeOptions& options, const GlobalOptions& global) {
+  const server::ServiceOptions service_settings = service_options(options);
+  server::Service service(service_settings);
+  warn_when_public(service_settings);
+  spdlog::info("listening on {}, loading {}", service.address(), options.model);
+
+  const auto backend = find_backend(global.backend_with(options.activations));
+  const LoadedModel loaded = load(options.model, *backend, WithTokenizer::unless_images);
+  server::ServedModel served{.name = options.name.empty() ? name_of_folder(options.model) : options.name,
+                             .facts = facts_json(*loaded.checkpoint, *loaded.model),
+                             .strict_name = options.strict_model};
+  served.facts["backend"] = backend->description();
+  const bool clean = loaded.model->facts().image ? serve_images(options, loaded, *backend, service, served)
+                                                 : serve_text(options, loaded, *backend, service, served);
   if (!clean) throw RuntimeFailure("requests were cut off when the time to end was over");
   spdlog::info("ended");
 }
@@ -167,7 +192,16 @@ void add_limit_flags(CLI::App& app, ServeOptions& options) {
       ->type_name("N")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option("--max-image", options.max_image_mib, "Largest image of a request in MiB, as sent")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   app.add_option("--max-connections", service.http.max_connections, "Open connections")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--max-per-address", service.http.max_per_address,
+                 "Open connections of one address, this machine's own excepted")
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -190,6 +224,9 @@ Subcommand add_serve(CLI::App& root, const GlobalOptions& global) {
   app->add_option("--name", options->name, "Name that clients see; the folder's without it")
       ->type_name("NAME");
   app->add_flag("--strict-model", options->strict_model, "Refuse requests that name another model");
+  app->add_option("--labels", options->labels,
+                  "File with the name of one class a line, for image classifiers [those of the model]")
+      ->type_name("FILE");
   app->add_option(
          "--chat-template", options->chat_template,
          "JSON file with a text for every role, {content} in it, for /v1/chat/completions (see README)")

@@ -4,7 +4,9 @@ namespace ballast {
 
 TextGeneration::TextGeneration(const Tokenizer& tokenizer, std::vector<int32_t> prompt,
                                GenerationParams params, std::vector<std::string> stop, OnText on_text)
-    : tokenizer_(tokenizer), decoder_(tokenizer), stop_(std::move(stop)), on_text_(std::move(on_text)) {
+    : tokenizer_(tokenizer),
+      stream_(StreamDecoder(tokenizer), std::move(stop)),
+      on_text_(std::move(on_text)) {
   sequence_ =
       std::make_shared<Sequence>(std::move(prompt), std::move(params),
                                  [this](const Sequence&, const SampledToken& token) { return take(token); });
@@ -14,13 +16,12 @@ bool TextGeneration::take(const SampledToken& token) {
   last_ = Clock::now();
   if (tokens_.empty()) first_ = last_;
   tokens_.push_back(token);
-  show(stop_.push(decoder_.push(token.id)));
-  return !stop_.stopped();
+  show(stream_.push(token.id));
+  return !stream_.stopped();
 }
 
 void TextGeneration::finish() {
-  show(stop_.push(decoder_.flush()));
-  show(stop_.flush());
+  show(stream_.flush());
 }
 
 void TextGeneration::show(const std::string& piece) {

@@ -8,9 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/io/tokenizer.h"
 #include "engine/runtime/engine.h"
-#include "engine/runtime/stop_strings.h"
+#include "engine/runtime/text_stream.h"
 
 namespace ballast {
 
@@ -54,8 +53,7 @@ class TextGeneration {
   nlohmann::json logprobs_json() const;
 
   const Tokenizer& tokenizer_;
-  StreamDecoder decoder_;
-  StopStrings stop_;
+  TextStream stream_;
   OnText on_text_;
   std::string text_;
   std::vector<SampledToken> tokens_;

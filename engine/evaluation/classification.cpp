@@ -36,6 +36,10 @@ Image ImageReader::prepared(const Image& image, const std::string& what) const {
   return result;
 }
 
+Image ImageReader::read(std::string_view bytes, const std::string& what, const ImageLimits& limits) const {
+  return prepared(decode_image(bytes, what, limits), what);
+}
+
 std::vector<ImageReader::Result> ImageReader::read(Backend& backend,
                                                    std::span<const std::filesystem::path> files) const {
   return read_views(backend, files, 1, 0);
@@ -69,25 +73,32 @@ std::vector<ImageReader::Result> ImageReader::read_views(Backend& backend,
 std::vector<ImageClassifier::Result> ImageClassifier::classify(std::span<const std::filesystem::path> files) {
   const std::vector<ImageReader::Result> images = reader_.read(backend_, files);
   std::vector<Result> results(files.size());
-  std::vector<size_t> good;
+  std::vector<const Image*> good;
   for (size_t i = 0; i < files.size(); ++i) {
     results[i].error = images[i].error;
-    if (images[i].error.empty()) good.push_back(i);
+    if (images[i].error.empty()) good.push_back(&images[i].image);
   }
-  if (good.empty()) return results;
+  std::vector<std::vector<float>> logits = classify(good);
+  size_t next = 0;
+  for (Result& result : results)
+    if (result.error.empty()) result.logits = std::move(logits[next++]);
+  return results;
+}
+
+std::vector<std::vector<float>> ImageClassifier::classify(std::span<const Image* const> prepared) {
+  std::vector<std::vector<float>> rows(prepared.size());
+  if (prepared.empty()) return rows;
   Batch batch;
-  batch.add_images(reader_.facts(), int64_t(good.size()));
-  backend_.parallel_for(int64_t(good.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      reader_.write_patches(images[good[size_t(i)]].image, batch.image(i));
+  batch.add_images(reader_.facts(), int64_t(prepared.size()));
+  backend_.parallel_for(int64_t(prepared.size()), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) reader_.write_patches(*prepared[size_t(i)], batch.image(i));
   });
   const TensorView logits = runner_.run(batch);
-  for (size_t i = 0; i < good.size(); ++i) {
-    std::vector<float>& row = results[good[i]].logits;
-    row.resize(size_t(classes_));
-    backend_.copy_to_host(row.data(), logits.row(int64_t(i)), classes_ * int64_t(sizeof(float)));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].resize(size_t(classes_));
+    backend_.copy_to_host(rows[i].data(), logits.row(int64_t(i)), classes_ * int64_t(sizeof(float)));
   }
-  return results;
+  return rows;
 }
 
 std::vector<int64_t> best_classes(std::span<const float> logits, int64_t count) {

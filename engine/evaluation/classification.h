@@ -26,6 +26,8 @@ class ImageReader {
   /// [views, files]: each file as it is, then in views - 1 random views that depend on `seed` alone.
   std::vector<Result> read_views(Backend& backend, std::span<const std::filesystem::path> files,
                                  int64_t views, uint64_t seed) const;
+  /// A file's bytes prepared, on the caller's thread; any number of threads at once. Error that starts with `what`.
+  Image read(std::string_view bytes, const std::string& what, const ImageLimits& limits = {}) const;
   /// Values of a prepared image's patches, as Batch wants them.
   void write_patches(const Image& prepared, std::span<float> patches) const {
     preparation_.write_patches(prepared, facts_.patch_height, facts_.patch_width, patches);
@@ -54,6 +56,11 @@ class ImageClassifier {
   /// Files that cannot be read do not keep the others back. Reading and the model take turns on the backend's threads,
   /// so that there are never more of them than asked for.
   std::vector<Result> classify(std::span<const std::filesystem::path> files);
+  /// Logits of images that reader() prepared.
+  std::vector<std::vector<float>> classify(std::span<const Image* const> prepared);
+
+  const ImageReader& reader() const { return reader_; }
+  int64_t classes() const { return classes_; }
 
   /// Files of one call that keep the threads busy and the activations small.
   static constexpr int64_t kBatch = 8;

@@ -1,5 +1,7 @@
 #include "engine/io/tokenizer.h"
 
+#include <algorithm>
+
 #include "engine/io/tokenizer_files.h"
 #include "engine/io/tokenizer_utf8.h"
 
@@ -72,6 +74,10 @@ std::string to_valid_utf8(std::string_view bytes) {
   take_characters(rest, text);
   if (!rest.empty()) text += kReplacement;
   return text;
+}
+
+int64_t count_characters(std::string_view text) {
+  return std::count_if(text.begin(), text.end(), [](char byte) { return (uint8_t(byte) & 0xC0) != 0x80; });
 }
 
 }  // namespace ballast

@@ -69,5 +69,7 @@ class StreamDecoder {
 /// `bytes` with every ill-formed UTF-8 sequence replaced by U+FFFD (maximal subpart practice, as Python's
 /// "replace").
 std::string to_valid_utf8(std::string_view bytes);
+/// Characters (code points) of well-formed UTF-8.
+int64_t count_characters(std::string_view text);
 
 }  // namespace ballast

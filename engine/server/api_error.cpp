@@ -53,6 +53,8 @@ HttpResponse ApiError::response() const {
   HttpResponse response = json_response(json(), status_);
   if (status_ == 429) response.headers = {{"Retry-After", "1"}};
   if (status_ == 503) response.headers = {{"Retry-After", "5"}};
+  // The OpenAI clients try every 5xx again.
+  if (status_ == 501) response.headers = {{"x-should-retry", "false"}};
   if (status_ == 401) response.headers = {{"WWW-Authenticate", "Bearer"}};
   return response;
 }

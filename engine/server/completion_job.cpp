@@ -62,7 +62,8 @@ std::unique_ptr<Choice> CompletionJob::make_choice(const Prompt& prompt, int64_t
   StreamDecoder decoder(*context_.limits.tokenizer);
   if (request_.echo)
     for (const int32_t id : prompt.ids) decoder.push(id);
-  auto choice = std::make_unique<Choice>(std::move(decoder), count_characters(prompt.text), request_.stop);
+  auto choice =
+      std::make_unique<Choice>(TextStream(std::move(decoder), request_.stop, count_characters(prompt.text)));
   GenerationParams params = params_for(prompt, sibling);
   params.prefix_salt = salt;
   choice->sequence = std::make_shared<Sequence>(prompt.ids, std::move(params), nullptr);

@@ -6,6 +6,7 @@
 
 #include "engine/io/json.h"
 #include "engine/server/api_error.h"
+#include "engine/server/token_requests.h"
 
 namespace ballast::server {
 namespace {
@@ -15,7 +16,6 @@ using nlohmann::json;
 constexpr int64_t kMaxBestOf = 20;
 constexpr int kMaxChatLogprobs = 20;
 constexpr int64_t kAnyCount = int64_t(1) << 40;
-constexpr JsonLimits kJsonLimits{.depth = 64, .array_length = 65536};
 
 /// A request's fields, remembered as they are asked for: what nobody asked for is unknown.
 class Fields {
@@ -178,8 +178,7 @@ class PromptReader {
       prompt.offsets.push_back(characters);
       if (own_text && i == 0 && prompt.ids[0] == limits_.tokenizer->bos_id()) continue;
       const std::string piece = decoder.push(prompt.ids[i]);
-      characters +=
-          std::count_if(piece.begin(), piece.end(), [](char byte) { return (uint8_t(byte) & 0xC0) != 0x80; });
+      characters += count_characters(piece);
       prompt.text += piece;
     }
   }
@@ -316,13 +315,7 @@ void parse_prompt(Fields& fields, CompletionRequest& request, const ApiLimits& l
 }  // namespace
 
 CompletionRequest parse_completion(Dialect dialect, std::string_view body, const ApiLimits& limits) {
-  json object;
-  try {
-    object = parse_json(body, "request", kJsonLimits);
-  } catch (const Error& error) {
-    throw ApiError(400, error.what(), "", "invalid_json");
-  }
-  if (!object.is_object()) throw ApiError(400, "request: expected an object, got " + shown_json(object));
+  const json object = parse_request_object(body);
   Fields fields(object);
   CompletionRequest request{.dialect = dialect};
   check_model(fields, limits);

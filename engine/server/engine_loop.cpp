@@ -6,10 +6,6 @@
 
 namespace ballast::server {
 
-int64_t count_characters(std::string_view text) {
-  return std::count_if(text.begin(), text.end(), [](char byte) { return (uint8_t(byte) & 0xC0) != 0x80; });
-}
-
 void EngineLoop::submit(std::shared_ptr<Job> job) {
   {
     const std::lock_guard lock(mutex_);
@@ -117,15 +113,11 @@ bool EngineLoop::on_token(Job& job, int32_t index, const Sequence& sequence, con
     events_.push_back(std::move(event));
     return true;
   }
-  event.text_offset = choice.offset;
+  event.text_offset = choice.text.characters();
   const auto& stops = sequence.params.stop_token_ids;
-  if (std::find(stops.begin(), stops.end(), token.id) == stops.end()) {
-    const std::string decoded = choice.decoder.push(token.id);
-    choice.offset += count_characters(decoded);
-    event.text = choice.stop.push(decoded);
-  }
+  if (std::find(stops.begin(), stops.end(), token.id) == stops.end()) event.text = choice.text.push(token.id);
   events_.push_back(std::move(event));
-  return !choice.stop.stopped();
+  return !choice.text.stopped();
 }
 
 void EngineLoop::fail_all(const std::string& reason) {
@@ -163,13 +155,10 @@ void EngineLoop::report(Job& job, int32_t index, Clock::time_point step_start) {
   Event event{.job = job.shared_from_this(),
               .choice = index,
               .kind = Event::Kind::finished,
+              .text = choice.text.flush(),
               .finish = sequence.finish,
-              .by_stop_string = choice.stop.stopped(),
+              .by_stop_string = choice.text.stopped(),
               .at = Clock::now()};
-  if (!choice.stop.stopped()) {
-    event.text = choice.stop.push(choice.decoder.flush());
-    event.text += choice.stop.flush();
-  }
   if (sequence.finish == FinishReason::failed) event.error = failure_;
   events_.push_back(std::move(event));
 }

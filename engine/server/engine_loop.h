@@ -10,9 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/io/tokenizer.h"
 #include "engine/runtime/engine.h"
-#include "engine/runtime/stop_strings.h"
+#include "engine/runtime/text_stream.h"
 #include "engine/server/http_message.h"
 
 namespace ballast::server {
@@ -37,14 +36,10 @@ struct Event {
 
 /// One of the texts that a job generates. Belongs to the engine's thread once its job is submitted.
 struct Choice {
-  /// `decoder` stands where the generated text begins; `characters` are before it.
-  Choice(StreamDecoder decode, int64_t characters, std::vector<std::string> stop_strings)
-      : decoder(std::move(decode)), stop(std::move(stop_strings)), offset(characters) {}
+  explicit Choice(TextStream stream) : text(std::move(stream)) {}
 
   std::shared_ptr<Sequence> sequence;
-  StreamDecoder decoder;
-  StopStrings stop;
-  int64_t offset;
+  TextStream text;
   bool started = false, reported = false;
 };
 
@@ -108,8 +103,5 @@ class EngineLoop {
   bool stopping_ = false, cancel_all_ = false;
   EngineStatus status_;
 };
-
-/// Number of characters (code points) of well-formed UTF-8.
-int64_t count_characters(std::string_view text);
 
 }  // namespace ballast::server

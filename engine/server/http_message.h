@@ -25,6 +25,8 @@ struct HttpRequest {
 
   /// The first header of this name (lower case), or an empty string.
   std::string_view header(std::string_view name) const;
+  /// The first value of this name in the query (a=1&b=2), as sent, or an empty string.
+  std::string_view query_value(std::string_view name) const;
 };
 
 struct HttpResponse {

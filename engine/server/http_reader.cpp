@@ -20,7 +20,7 @@ class RequestReader::Parser : public http::basic_parser<true> {
   explicit Parser(RequestReader& reader) : reader_(reader) {
     eager(true);
     header_limit(uint32_t(reader.limits_.head + 1));
-    body_limit(reader.limits_.body);
+    body_limit(std::max(reader.limits_.body, reader.limits_.image_body));
   }
 
   int version() const { return version_; }
@@ -128,8 +128,7 @@ void RequestReader::parse_head() {
   error_code ec;
   parser_->put(boost::asio::buffer(head_), ec);
   if (ec == http::error::header_limit) return fail(431, str("more than ", limits_.headers, " headers"));
-  if (ec == http::error::body_limit)
-    return fail(413, str("the body is longer than ", limits_.body, " bytes"));
+  if (ec == http::error::body_limit) return fail_for_length();
   if (ec == http::error::bad_version) return fail(505, "expected HTTP/1.1 or HTTP/1.0");
   if (ec && ec != http::error::need_more) return fail(400, "malformed request: " + ec.message());
   if (!parser_->is_header_done()) return fail(400, "malformed request");
@@ -153,7 +152,9 @@ void RequestReader::check_head() {
     if (length.empty() || length.find_first_not_of("0123456789") != length.npos)
       return fail(400, "Content-Length is not a number");
     announced_ = parser_->content_length().value_or(0);
+    if (announced_ > body_limit()) return fail_for_length();
   }
+  parser_->body_limit(body_limit());
   if (parser_->fields("host") + (chunks_ ? 0 : 1) < 1 || parser_->fields("host") > 1)
     return fail(400, "expected one Host header");
   const std::string_view expect = request_.header("expect");
@@ -186,7 +187,7 @@ size_t RequestReader::feed_body(std::string_view bytes) {
     return used - std::min(used, held);
   }
   if (ec == http::error::body_limit) {
-    fail(413, str("the body is longer than ", limits_.body, " bytes"));
+    fail_for_length();
   } else if (ec && ec != http::error::need_more) {
     fail(400, "malformed body: " + ec.message());
   } else if (pending_.size() - used > kMaxChunkLine) {
@@ -194,6 +195,16 @@ size_t RequestReader::feed_body(std::string_view bytes) {
   }
   pending_.erase(0, used);
   return bytes.size();
+}
+
+uint64_t RequestReader::body_limit() const {
+  constexpr std::string_view kImage = "image/";
+  const bool image = same_ignoring_case(request_.header("content-type").substr(0, kImage.size()), kImage);
+  return image ? std::max(limits_.body, limits_.image_body) : limits_.body;
+}
+
+void RequestReader::fail_for_length() {
+  fail(413, str("the body is longer than ", body_limit(), " bytes"));
 }
 
 void RequestReader::finish() {

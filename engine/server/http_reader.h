@@ -16,6 +16,7 @@ struct ReadLimits {
   size_t head = 16 << 10;         ///< bytes of request line and headers
   size_t headers = 100;           ///< fields
   uint64_t body = 4 << 20;        ///< bytes
+  uint64_t image_body = 0;        ///< bytes of a body whose type is image/…, where more than `body`
 };
 
 class RequestReader {
@@ -52,9 +53,11 @@ class RequestReader {
   friend class Parser;
   size_t feed_head(std::string_view bytes);
   size_t feed_body(std::string_view bytes);
+  uint64_t body_limit() const;
   bool check_byte(char byte);
   void parse_head();
   void check_head();
+  void fail_for_length();
   void finish();
   void fail(int status, std::string reason);
 

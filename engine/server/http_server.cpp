@@ -24,6 +24,8 @@ using asio::ip::tcp;
 using Local = asio::local::stream_protocol;
 
 constexpr auto kTick = std::chrono::milliseconds(100);
+// The kernel would keep megabytes for each client that does not read.
+constexpr int kSendBuffer = 128 << 10;
 
 bool is_loopback(const std::string& address) {
   return address == "unix" || address == "::1" || address.starts_with("127.") ||
@@ -95,6 +97,7 @@ class HttpServer::Impl {
   }
 
   void post(std::function<void()> task) { asio::post(io_, std::move(task)); }
+  void allow_images(uint64_t bytes) { options_.read.image_body = bytes; }
   void drain() { context_.draining = true; }
   const HttpCounters& counters() const { return context_.counters; }
   int port() const { return tcp_.is_open() ? tcp_.local_endpoint().port() : 0; }
@@ -176,6 +179,7 @@ class HttpServer::Impl {
         error_code none;
         const auto remote = socket.remote_endpoint(none);
         socket.set_option(tcp::no_delay(true), none);
+        socket.set_option(asio::socket_base::send_buffer_size(kSendBuffer), none);
         take(std::move(socket), remote.address().to_string(none));
       });
     } else {
@@ -200,7 +204,8 @@ class HttpServer::Impl {
 
   void take(Socket socket, const std::string& peer) {
     ++context_.counters.accepted;
-    if (!is_loopback(peer) && per_address_[peer] >= options_.max_per_address) {
+    if (per_address_.contains(peer) && per_address_[peer] >= options_.max_per_address &&
+        !(options_.exempt_loopback && is_loopback(peer))) {
       ++context_.counters.dropped;
     } else {
       ++per_address_[peer];
@@ -241,6 +246,9 @@ void HttpServer::start(std::function<void(int)> on_signal, std::function<void()>
 }
 void HttpServer::post(std::function<void()> task) {
   impl_->post(std::move(task));
+}
+void HttpServer::allow_images(uint64_t bytes) {
+  impl_->allow_images(bytes);
 }
 void HttpServer::drain() {
   impl_->drain();

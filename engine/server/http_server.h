@@ -15,15 +15,18 @@ struct HttpOptions {
   int port = 8080;          ///< 0: one that is free
   std::string unix_socket;  ///< path; not empty: instead of host and port
   ReadLimits read;
-  double header_seconds = 10;      ///< from the first byte of a request to the end of its headers
-  double body_seconds = 10;        ///< for the body, and longer at min_rate
-  double min_rate = 8192;          ///< bytes per second that a body must come with
-  double idle_seconds = 60;        ///< between requests
-  double stall_seconds = 30;       ///< that a client may take nothing of what is written
+  double header_seconds = 10;  ///< from the first byte of a request to the end of its headers
+  double body_seconds = 10;    ///< for the body, and longer at min_rate
+  double min_rate = 8192;      ///< bytes per second that a body must come with
+  double idle_seconds = 60;    ///< between requests
+  double stall_seconds = 30;   ///< that a client may take nothing of what is written
+  double min_output_rate =
+      1024;  ///< bytes per second that it must take for as long as there is something to take
   double keep_alive_seconds = 15;  ///< without output, until a stream gets a comment
   size_t max_output = 8 << 20;     ///< bytes that wait for one client
-  size_t max_connections = 2048, max_per_address = 256;  ///< the latter not for loopback
-  uint64_t max_buffered = uint64_t(256) << 20;           ///< bytes of all bodies being read together
+  size_t max_connections = 2048, max_per_address = 256;
+  bool exempt_loopback = true;  ///< from max_per_address: a proxy's connections all come from there
+  uint64_t max_buffered = uint64_t(256) << 20;  ///< bytes of all bodies being read together
 };
 
 /// Answers one request, on the I/O thread. Once the client has left, all calls do nothing.
@@ -63,6 +66,8 @@ class HttpServer {
   void start(std::function<void(int)> on_signal, std::function<void()> on_tick);
   /// Runs `task` on the I/O thread; from any thread.
   void post(std::function<void()> task);
+  /// From now on requests whose body is an image may have `bytes` of it. On the I/O thread.
+  void allow_images(uint64_t bytes);
   /// From now on every response closes its connection. On the I/O thread.
   void drain();
   /// Ends the thread and closes everything; from any other thread.

@@ -92,7 +92,6 @@ Session::Session(Socket socket, std::string peer, SessionContext& context)
 }
 
 void Session::start() {
-  reader_ = std::make_unique<RequestReader>(context_.options.read);
   enter(Phase::idle, context_.options.idle_seconds);
   read();
 }
@@ -150,6 +149,7 @@ void Session::consume() {
 }
 
 void Session::feed() {
+  if (!reader_) reader_ = std::make_unique<RequestReader>(context_.options.read);
   pending_.erase(0, reader_->feed(pending_));
   if (reader_->state() == RequestReader::State::failed) return refuse(reader_->status(), reader_->reason());
   if (reader_->state() == RequestReader::State::done) return dispatch();
@@ -186,7 +186,10 @@ void Session::refuse(int status, const std::string& reason) {
 void Session::send(std::string bytes) {
   if (phase_ == Phase::closed) return;
   last_write_ = Clock::now();
-  if (out_.empty() && writing_.empty()) stall_ = last_write_ + seconds(context_.options.stall_seconds);
+  if (out_.empty() && writing_.empty()) {
+    stall_ = last_write_ + seconds(context_.options.stall_seconds);
+    output_since_ = last_write_, drained_ = 0;
+  }
   if (out_.empty()) {
     out_ = std::move(bytes);
   } else {
@@ -215,8 +218,11 @@ void Session::write() {
 void Session::on_write(error_code ec, size_t count) {
   if (phase_ == Phase::closed) return;
   if (ec) return close();
-  stall_ = Clock::now() + seconds(context_.options.stall_seconds);
-  written_ += count;
+  written_ += count, drained_ += count;
+  // Somebody who takes a byte now and then would hold megabytes for days.
+  const double earned = double(drained_) / std::max(1.0, context_.options.min_output_rate);
+  stall_ = std::min(Clock::now() + seconds(context_.options.stall_seconds),
+                    output_since_ + seconds(context_.options.stall_seconds + earned));
   if (written_ == writing_.size()) writing_.clear();
   write();
 }
@@ -234,7 +240,7 @@ void Session::after_output() {
   if (phase_ != Phase::answering || exchange_) return;
   --context_.counters.busy;
   if (close_after_output_) return linger();
-  reader_ = std::make_unique<RequestReader>(context_.options.read);
+  reader_.reset();
   enter(Phase::idle, context_.options.idle_seconds);
   // Not from here: a client with many requests in a row would make this a recursion.
   asio::post(socket_.get_executor(), [self = shared_from_this()] {

@@ -59,13 +59,15 @@ class Session : public std::enable_shared_from_this<Session> {
   std::string peer_;
   SessionContext& context_;
   Phase phase_ = Phase::idle;
-  Clock::time_point deadline_, last_write_, stall_;
-  std::unique_ptr<RequestReader> reader_;
+  Clock::time_point deadline_, last_write_;
+  Clock::time_point stall_, output_since_;  ///< while there is output: when the client is late; when it began
+  std::unique_ptr<RequestReader> reader_;   ///< null before the first byte of a request
   std::shared_ptr<class Exchange> exchange_;
   std::array<char, 16384> buffer_;
   std::string pending_;        ///< read, not yet understood
   std::string out_, writing_;  ///< to be written; being written
   size_t written_ = 0;
+  uint64_t drained_ = 0;  ///< bytes the client took since output_since_
   uint64_t accounted_ = 0;
   bool reading_ = false, close_after_output_ = false, streaming_ = false, keep_alive_ = false;
 };

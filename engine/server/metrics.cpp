@@ -70,7 +70,7 @@ std::string Histogram::text(const std::string& name, const std::string& help) co
 
 Metrics::Metrics() : first_token(up_to(160)), inter_token(up_to(5)), whole(up_to(640)), queue(up_to(160)) {}
 
-std::string Metrics::text(const EngineStatus& engine, const HttpCounters& http,
+std::string Metrics::text(const EngineStatus& engine, int64_t images, const HttpCounters& http,
                           const std::string& version) const {
   const auto gauge = [](const char* name, const char* help, double number) {
     return value(name, "gauge", help, number);
@@ -82,13 +82,14 @@ std::string Metrics::text(const EngineStatus& engine, const HttpCounters& http,
   std::string text =
       head("build_info", "gauge", "What runs here.") +
       fmt::format("ballast_build_info{{version=\"{}\"}} 1\n", escaped(version)) +
-      gauge("requests_running", "Sequences that are being computed.", double(engine.running)) +
-      gauge("requests_waiting", "Sequences that wait for room.", double(engine.waiting)) +
+      gauge("requests_running", "Sequences or images that are being computed.", double(engine.running)) +
+      gauge("requests_waiting", "Sequences or images that wait for room.", double(engine.waiting)) +
       gauge("kv_cache_usage_ratio", "Share of the cache pages that running sequences hold.",
             double(engine.used_pages) / pages) +
       counter("prompt_tokens_total", "Prompt tokens of sequences that started.",
               engine.counters.prompt_tokens) +
       counter("generated_tokens_total", "Tokens generated.", engine.counters.generated_tokens) +
+      counter("images_classified_total", "Images classified.", images) +
       counter("prefix_cache_queries_total", "Prompt tokens looked up in the cache.",
               engine.counters.prompt_tokens) +
       counter("prefix_cache_hits_total", "Prompt tokens found in the cache.", engine.counters.shared_tokens) +
@@ -97,8 +98,9 @@ std::string Metrics::text(const EngineStatus& engine, const HttpCounters& http,
       counter("requests_rejected_total", "Requests answered 429 because the queue was full.", rejected) +
       first_token.text("time_to_first_token_seconds", "From a request's arrival to its first token.") +
       inter_token.text("inter_token_seconds", "Between two tokens of a sequence.") +
-      whole.text("request_seconds", "From a request's arrival to its last token.") +
-      queue.text("queue_seconds", "From a request's arrival to the start of its first sequence.");
+      whole.text("request_seconds", "From a request's arrival to its last token, or to its classes.") +
+      queue.text("queue_seconds",
+                 "From a request's arrival to the start of its first sequence or of its image.");
   text += head("requests_finished_total", "counter", "Choices that ended, by reason.");
   for (const FinishReason reason :
        {FinishReason::stop, FinishReason::length, FinishReason::cancelled, FinishReason::failed})

@@ -37,7 +37,9 @@ struct Metrics {
   std::map<std::pair<std::string, int>, int64_t> responses;  ///< by route and status
   int64_t rejected = 0;                                      ///< queue full
 
-  std::string text(const EngineStatus& engine, const HttpCounters& http, const std::string& version) const;
+  /// `images`: classified so far.
+  std::string text(const EngineStatus& engine, int64_t images, const HttpCounters& http,
+                   const std::string& version) const;
 };
 
 }  // namespace ballast::server

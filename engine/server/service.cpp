@@ -47,6 +47,10 @@ bool Service::run(const ServedModel& model) {
       auto shared = std::make_shared<std::vector<Event>>(std::move(events));
       http_.post([this, shared] { deliver(std::move(*shared)); });
     });
+  } else {
+    image_loop_ = std::make_unique<ImageLoop>(*model.images, [this](ImageLoop::Jobs jobs) {
+      http_.post([this, jobs = std::move(jobs)] { deliver_images(jobs); });
+    });
   }
   http_.post([this, model] {
     model_ = model;
@@ -63,22 +67,23 @@ bool Service::run(const ServedModel& model) {
                    .post = [this](std::function<void()> task) { http_.post(std::move(task)); },
                    .on_done = [this](CompletionJob& job) { job_done(job); },
                    .fingerprint = options_.version});
+    if (model.images) http_.allow_images(model.max_image_bytes);
     become(State::ready);
   });
+  // What is borrowed ends with this call: nobody may work with it afterwards.
+  const auto end = [this] {
+    http_.stop();
+    workers_.reset();
+  };
   try {
-    if (loop_) {
-      loop_->run();
-    } else {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [this] { return finished_; });
-    }
+    loop_ ? loop_->run() : image_loop_->run();
   } catch (...) {
     // What the last events say still goes out: an error is better than a closed connection.
     usleep(200'000);
-    http_.stop();
+    end();
     throw;
   }
-  http_.stop();
+  end();
   return !cut_off_;
 }
 
@@ -109,7 +114,7 @@ void Service::on_signal(int signal) {
 }
 
 void Service::on_tick() {
-  if (options_.request_seconds > 0) {
+  if (options_.request_seconds > 0 && loop_) {
     for (const auto& job : jobs_) {
       if (seconds_since(job->received()) < options_.request_seconds) continue;
       job->note_timeout();
@@ -129,12 +134,7 @@ void Service::on_tick() {
 
 void Service::finish_drain(bool clean) {
   if (!clean) cut_off_ = true;
-  if (loop_) loop_->stop();
-  {
-    const std::lock_guard lock(mutex_);
-    finished_ = true;
-  }
-  wake_.notify_one();
+  loop_ ? loop_->stop() : image_loop_->stop();
 }
 
 void Service::add_cors(const HttpRequest& request, Reply& reply) const {
@@ -170,6 +170,13 @@ void Service::check_state(const Route& route) const {
   if (state_ == State::loading) throw ApiError(503, "the model is loading", "", "loading");
   if (state_ == State::draining && route.method == "POST")
     throw ApiError(503, "the server is ending", "", "draining");
+}
+
+void Service::check_model(const Route& route) const {
+  if (route.of == Route::Of::text && !model_.engine)
+    throw ApiError(501, "this model classifies images and knows no text: POST a JPEG or PNG to /v1/classify");
+  if (route.of == Route::Of::images && !model_.images)
+    throw ApiError(501, "this model continues text and knows no images: use /v1/completions");
 }
 
 void Service::handle(HttpRequest request, const std::shared_ptr<Reply>& reply) {

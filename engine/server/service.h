@@ -1,12 +1,11 @@
 // The server: routes, who may use them, and its life from loading to drained.
 #pragma once
 
-#include <condition_variable>
-#include <mutex>
 #include <set>
 
 #include "engine/server/api_keys.h"
 #include "engine/server/completion_job.h"
+#include "engine/server/image_loop.h"
 
 namespace ballast::server {
 
@@ -17,7 +16,7 @@ struct ServiceOptions {
   HttpOptions http;
   std::string api_key_file;               ///< empty: nobody needs a key
   std::vector<std::string> cors_origins;  ///< "*": all
-  int64_t max_queue = 192;                ///< sequences that may wait beside those that run
+  int64_t max_queue = 192;                ///< sequences or images that may wait beside those that run
   PrefixSharing sharing = PrefixSharing::everyone;
   double request_seconds = 0;  ///< a request ends after that long; 0: never
   double drain_seconds = 30;   ///< for running requests after SIGTERM
@@ -26,19 +25,24 @@ struct ServiceOptions {
   int workers = 2;
 };
 
-/// What is served. Everything is borrowed.
+/// What is served, text or images. Everything is borrowed.
 struct ServedModel {
   std::string name;
   nlohmann::json facts;  ///< for people: bits per weight, sizes
+  int64_t slots = 0;     ///< sequences or images that run together
+  bool strict_name = false;
+
+  // A model of text: `engine` and `tokenizer` are there.
   Engine* engine = nullptr;
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat = nullptr;  ///< may be null
   int64_t usable_vocab = 0;
-  int64_t slots = 0;  ///< sequences that run together
-  bool strict_name = false;
   int max_logprobs = 5;
-  /// POST /v1/classify, on a worker's thread; empty: this model does not. Error and ApiError become answers.
-  std::function<nlohmann::json(const HttpRequest&)> classify;
+
+  // An image classifier: `images` is there.
+  ImageClassifier* images = nullptr;
+  std::vector<std::string> class_names = {};
+  uint64_t max_image_bytes = 16 << 20;  ///< of a request
 };
 
 class Service {
@@ -55,6 +59,7 @@ class Service {
  private:
   enum class State { loading, ready, draining };
   struct Route;
+  struct Classification;
   struct Caller {
     int key = -1;  ///< index; -1: none needed
     uint64_t owner = 0, salt = 0;
@@ -66,6 +71,7 @@ class Service {
   void add_cors(const HttpRequest& request, Reply& reply) const;
   Caller identify(const HttpRequest& request, bool open_to_all) const;
   void check_state(const Route& route) const;
+  void check_model(const Route& route) const;
   void answer(const HttpRequest& request, const std::shared_ptr<Reply>& reply, HttpResponse response);
   /// Runs `work` on a worker; its response, or the error it throws, is the answer.
   void answer_later(HttpRequest request, const std::shared_ptr<Reply>& reply,
@@ -91,6 +97,7 @@ class Service {
   void complete(Dialect dialect, HttpRequest& request, const std::shared_ptr<Reply>& reply);
   void start_job(const std::shared_ptr<CompletionJob>& job, const std::shared_ptr<Reply>& reply);
   void deliver(std::vector<Event> events);
+  void deliver_images(const ImageLoop::Jobs& jobs);
   void job_done(CompletionJob& job);
   nlohmann::json model_object() const;
 
@@ -107,17 +114,14 @@ class Service {
   State state_ = State::loading;
   Clock::time_point drain_deadline_{};
   bool cut_off_ = false, cancelled_all_ = false;
-  int64_t in_flight_ = 0;  ///< sequences
+  int64_t in_flight_ = 0;  ///< sequences or images
   std::set<std::shared_ptr<CompletionJob>> jobs_;
   ServedModel model_;
   int64_t created_ = 0;
-  std::unique_ptr<EngineLoop> loop_;
+  std::unique_ptr<EngineLoop> loop_;       ///< of models of text
+  std::unique_ptr<ImageLoop> image_loop_;  ///< of the others
   std::unique_ptr<JobContext> job_context_;
   std::unique_ptr<WorkerPool> workers_;
-
-  std::mutex mutex_;  ///< for models without an engine: run() waits for finished_
-  std::condition_variable wake_;
-  bool finished_ = false;
   HttpServer http_;  ///< last, so that it ends first
 };
 

@@ -4,6 +4,7 @@
 
 #include "engine/io/json.h"
 #include "engine/server/api_error.h"
+#include "engine/server/token_requests.h"
 
 namespace ballast::server {
 namespace {
@@ -16,45 +17,39 @@ bool matches(std::string_view pattern, std::string_view path) {
   return path.size() > pattern.size() && path.starts_with(pattern);
 }
 
-json parse_object(const std::string& body) {
-  json object;
-  try {
-    object = parse_json(body, "request");
-  } catch (const Error& error) {
-    throw ApiError(400, error.what(), "", "invalid_json");
-  }
-  if (!object.is_object()) throw ApiError(400, "request: expected an object, got " + shown_json(object));
-  return object;
-}
-
-// vLLM's name for a field or llama-server's.
-const json& either(const json& object, const char* one, const char* other) {
-  for (const char* key : {one, other})
-    if (const json* value = json_find(object, key, "request")) return *value;
-  throw ApiError(400, str("request: expected the field '", one, "' or '", other, "'"), one);
+void check_media_type(const HttpRequest& request, bool images) {
+  std::string_view type = request.header("content-type");
+  type = type.substr(0, type.find(';'));
+  while (type.ends_with(' ')) type.remove_suffix(1);
+  if (type.empty()) return;
+  if (images && !same_ignoring_case(type, "image/jpeg") && !same_ignoring_case(type, "image/png"))
+    throw ApiError(415, "expected Content-Type: image/jpeg or image/png, and the image itself as the body");
+  if (!images && !same_ignoring_case(type, "application/json"))
+    throw ApiError(415, "expected Content-Type: application/json");
 }
 
 }  // namespace
 
 const Service::Route* Service::find_route(const HttpRequest& request, bool& known_path) {
+  constexpr Route::Of kAny = Route::Of::any, kText = Route::Of::text;
   static constexpr Route kRoutes[] = {
-      {"POST", "/v1/completions", &Service::completions},
-      {"POST", "/v1/chat/completions", &Service::chat_completions},
-      {"POST", "/completion", &Service::llama_completion},
-      {"POST", "/v1/classify", &Service::classify},
+      {"POST", "/v1/completions", &Service::completions, kText},
+      {"POST", "/v1/chat/completions", &Service::chat_completions, kText},
+      {"POST", "/completion", &Service::llama_completion, kText},
+      {"POST", "/v1/classify", &Service::classify, Route::Of::images},
       {"GET", "/v1/models", &Service::models},
       {"GET", "/v1/models/*", &Service::models},
-      {"GET", "/health", &Service::health, true, true},
-      {"GET", "/v1/health", &Service::health, true, true},
-      {"GET", "/", &Service::page, true, true},
-      {"GET", "/index.html", &Service::page, true, true},
-      {"GET", "/metrics", &Service::metrics_text, false, true},
-      {"GET", "/version", &Service::version, true, true},
+      {"GET", "/health", &Service::health, kAny, true, true},
+      {"GET", "/v1/health", &Service::health, kAny, true, true},
+      {"GET", "/", &Service::page, kAny, true, true},
+      {"GET", "/index.html", &Service::page, kAny, true, true},
+      {"GET", "/metrics", &Service::metrics_text, kAny, false, true},
+      {"GET", "/version", &Service::version, kAny, true, true},
       {"GET", "/props", &Service::props},
-      {"GET", "/slots", &Service::slots},
-      {"GET", "/tokenizer_info", &Service::tokenizer_info},
-      {"POST", "/tokenize", &Service::tokenize},
-      {"POST", "/detokenize", &Service::detokenize},
+      {"GET", "/slots", &Service::slots, kText},
+      {"GET", "/tokenizer_info", &Service::tokenizer_info, kText},
+      {"POST", "/tokenize", &Service::tokenize, kText},
+      {"POST", "/detokenize", &Service::detokenize, kText},
   };
   const std::string_view method = request.method == "HEAD" ? "GET" : std::string_view(request.method);
   for (const Route& route : kRoutes) {
@@ -79,15 +74,9 @@ void Service::route(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
     throw ApiError(405, "this route has another method");
   }
   identify(request, found->open_to_all);
-  if (request.method == "POST") {
-    std::string_view type = request.header("content-type");
-    type = type.substr(0, type.find(';'));
-    while (type.ends_with(' ')) type.remove_suffix(1);
-    const bool image = found->handler == &Service::classify && type.starts_with("image/");
-    if (!type.empty() && !image && !same_ignoring_case(type, "application/json"))
-      throw ApiError(415, "expected Content-Type: application/json");
-  }
   check_state(*found);
+  check_model(*found);
+  if (request.method == "POST") check_media_type(request, found->of == Route::Of::images);
   (this->*found->handler)(request, reply);
 }
 
@@ -111,9 +100,15 @@ void Service::health(HttpRequest& request, const std::shared_ptr<Reply>& reply) 
 
 void Service::metrics_text(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
   if (!options_.metrics) throw ApiError(501, "metrics are switched off");
-  const EngineStatus status = state_ != State::loading && loop_ ? loop_->status() : EngineStatus();
+  EngineStatus status;
+  int64_t images = 0;
+  if (state_ != State::loading && loop_) status = loop_->status();
+  if (state_ != State::loading && image_loop_) {
+    const ImageLoop::Status of_images = image_loop_->status();
+    status.running = of_images.running, status.waiting = of_images.waiting, images = of_images.classified;
+  }
   answer(request, reply,
-         {.body = metrics_.text(status, http_.counters(), options_.version),
+         {.body = metrics_.text(status, images, http_.counters(), options_.version),
           .content_type = "text/plain; version=0.0.4; charset=utf-8"});
 }
 
@@ -122,12 +117,13 @@ void Service::version(HttpRequest& request, const std::shared_ptr<Reply>& reply)
 }
 
 json Service::model_object() const {
-  return {{"id", model_.name},
-          {"object", "model"},
-          {"created", created_},
-          {"owned_by", "ballast"},
-          {"max_model_len", job_context_->limits.context},
-          {"meta", model_.facts}};
+  json model = {{"id", model_.name},
+                {"object", "model"},
+                {"created", created_},
+                {"owned_by", "ballast"},
+                {"meta", model_.facts}};
+  if (model_.engine) model["max_model_len"] = job_context_->limits.context;
+  return model;
 }
 
 void Service::models(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
@@ -142,34 +138,37 @@ void Service::models(HttpRequest& request, const std::shared_ptr<Reply>& reply) 
 }
 
 void Service::props(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
-  const EngineStatus status = loop_ ? loop_->status() : EngineStatus();
-  answer(request, reply,
-         json_response(
-             {{"model_alias", model_.name},
-              {"model_path", model_.name},
-              {"total_slots", model_.slots},
-              {"build_info", options_.version},
-              {"chat_template", ""},
-              {"default_generation_settings", {{"n_ctx", job_context_->limits.context}}},
-              {"facts", model_.facts},
-              {"load",
-               {{"running", status.running},
-                {"waiting", status.waiting},
-                {"generated_tokens", status.counters.generated_tokens},
-                {"cache_usage", double(status.used_pages) / double(std::max<int64_t>(1, status.pages))}}}}));
+  json props = {{"model_alias", model_.name},
+                {"model_path", model_.name},
+                {"total_slots", model_.slots},
+                {"build_info", options_.version},
+                {"facts", model_.facts}};
+  if (loop_) {
+    const EngineStatus status = loop_->status();
+    props["chat_template"] = "";
+    props["default_generation_settings"] = {{"n_ctx", job_context_->limits.context}};
+    props["load"] = {{"running", status.running},
+                     {"waiting", status.waiting},
+                     {"generated_tokens", status.counters.generated_tokens},
+                     {"cache_usage", double(status.used_pages) / double(std::max<int64_t>(1, status.pages))}};
+  } else {
+    const ImageLoop::Status status = image_loop_->status();
+    props["load"] = {
+        {"running", status.running}, {"waiting", status.waiting}, {"classified_images", status.classified}};
+  }
+  answer(request, reply, json_response(props));
 }
 
 void Service::slots(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
   if (!options_.slots) throw ApiError(501, "slots are switched off");
   json list = json::array();
-  const int64_t running = loop_ ? loop_->status().running : 0;
+  const int64_t running = loop_->status().running;
   for (int64_t i = 0; i < model_.slots; ++i)
     list.push_back({{"id", i}, {"n_ctx", job_context_->limits.context}, {"is_processing", i < running}});
   answer(request, reply, json_response(list));
 }
 
 void Service::tokenizer_info(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
-  if (!model_.tokenizer) throw ApiError(501, "this model has no tokenizer");
   const Tokenizer& tokenizer = *model_.tokenizer;
   const auto text_of = [&](std::optional<int32_t> id) {
     return id ? json(CompletionFormat::token_text(tokenizer, *id)) : json(nullptr);
@@ -184,42 +183,14 @@ void Service::tokenizer_info(HttpRequest& request, const std::shared_ptr<Reply>&
 }
 
 void Service::tokenize(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
-  if (!model_.tokenizer) throw ApiError(501, "this model has no tokenizer");
   answer_later(std::move(request), reply, [this](const HttpRequest& http) {
-    const Tokenizer& tokenizer = *model_.tokenizer;
-    const json object = parse_object(http.body);
-    const json& text = either(object, "prompt", "content");
-    if (!text.is_string()) throw ApiError(400, "expected a string, got " + shown_json(text), "prompt");
-    const bool llama = !object.contains("prompt");
-    const bool special = json_bool(object, llama ? "add_special" : "add_special_tokens", "request", !llama);
-    const auto ids = tokenizer.encode(text.get_ref<const std::string&>(), special);
-    json answer = {{"tokens", ids}, {"count", ids.size()}, {"max_model_len", job_context_->limits.context}};
-    json strings = json::array(), pieces = json::array();
-    for (const int32_t id : ids) {
-      strings.push_back(CompletionFormat::token_text(tokenizer, id));
-      pieces.push_back({{"id", id}, {"piece", strings.back()}});
-    }
-    if (json_bool(object, "return_token_strs", "request", false)) answer["token_strs"] = std::move(strings);
-    if (json_bool(object, "with_pieces", "request", false)) answer["tokens"] = std::move(pieces);
-    return json_response(answer);
+    return json_response(tokenize_request(http.body, job_context_->limits));
   });
 }
 
 void Service::detokenize(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
-  if (!model_.tokenizer) throw ApiError(501, "this model has no tokenizer");
   answer_later(std::move(request), reply, [this](const HttpRequest& http) {
-    const json object = parse_object(http.body);
-    const json& tokens = json_array(object, "tokens", "request");
-    std::vector<int32_t> ids;
-    for (const json& id : tokens) {
-      if (!id.is_number_integer() || id < 0 || id >= model_.usable_vocab)
-        throw ApiError(
-            400, str("expected token ids from 0 to ", model_.usable_vocab - 1, ", got ", shown_json(id)),
-            "tokens");
-      ids.push_back(id);
-    }
-    const std::string text = to_valid_utf8(model_.tokenizer->decode(ids, false));
-    return json_response({{"prompt", text}, {"content", text}});
+    return json_response(detokenize_request(http.body, job_context_->limits));
   });
 }
 
@@ -233,12 +204,6 @@ void Service::chat_completions(HttpRequest& request, const std::shared_ptr<Reply
 
 void Service::llama_completion(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
   complete(Dialect::llama, request, reply);
-}
-
-void Service::classify(HttpRequest& request, const std::shared_ptr<Reply>& reply) {
-  if (!model_.classify) throw ApiError(501, "this model does not classify images");
-  answer_later(std::move(request), reply,
-               [this](const HttpRequest& http) { return json_response(model_.classify(http)); });
 }
 
 }  // namespace ballast::server

@@ -4,7 +4,7 @@ const ranges = ["temperature", "top_p", "min_p", "repetition_penalty"];
 const fields = [...ranges, "top_k", "max_tokens", "seed", "stop"];
 const defaults = Object.fromEntries(fields.map(id => [id, $(id).value]));
 const run = { controller: null, prompt: "", text: "", tokens: [], begun: 0, first: 0, last: 0, finish: null };
-let maxLogprobs = 5, context = 0;
+const maxLogprobs = 5;
 
 // Settings stay in this browser; the key only until the tab is closed.
 function load() {
@@ -25,9 +25,9 @@ function showValues() {
   for (const id of ranges) $(id).parentElement.querySelector("output").value = (+$(id).value).toFixed(2);
 }
 
-function headers() {
+function headers(type = "application/json") {
   const key = $("key").value.trim();
-  return { "Content-Type": "application/json", ...(key ? { Authorization: "Bearer " + key } : {}) };
+  return { "Content-Type": type, ...(key ? { Authorization: "Bearer " + key } : {}) };
 }
 
 function request(prompt) {
@@ -55,9 +55,9 @@ async function* events(response) {
   }
 }
 
-function showError(message) {
-  $("error").textContent = message || "";
-  $("error").hidden = !message;
+function showError(message, id = "error") {
+  $(id).textContent = message || "";
+  $(id).hidden = !message;
 }
 
 async function failure(response) {
@@ -224,15 +224,17 @@ function showFacts(props) {
   const facts = props.facts;
   $("name").textContent = props.model_alias;
   document.title = props.model_alias + " · Ballast";
-  context = props.default_generation_settings.n_ctx;
+  document.body.className = facts.image ? "images" : "text";
   const rows = {
     "Bits per weight": facts.bits_per_weight && facts.bits_per_weight.toFixed(2),
-    "In the blocks": facts.block_bits_per_weight && facts.block_bits_per_weight.toFixed(2),
-    "Encodings": [...new Set(`${facts.block_encodings}, ${facts.outside_encodings}`.split(", "))].join(", "),
+    "In the blocks": facts.block_bits_per_weight !== facts.bits_per_weight && facts.block_bits_per_weight.toFixed(2),
+    "Encodings": facts.encodings,
     "Weights": facts.matrix_parameters && short(facts.matrix_parameters),
     "Size": facts.bytes && bytes(facts.bytes),
     "Shape": `${facts.layers} × ${facts.hidden}, ${facts.heads} heads`,
-    "Context": `${context} tokens`,
+    "Context": facts.context && `${facts.context} tokens`,
+    "Images": facts.image && `${facts.image.width} × ${facts.image.height} pixels`,
+    "Classes": facts.image && facts.vocab,
     "Runs on": facts.backend,
     "Version": props.build_info,
   };
@@ -248,21 +250,21 @@ function showFacts(props) {
 const rates = Array(60).fill(0);
 let lastLoad = null, factsShown = false;
 function showLoad(load) {
-  const now = performance.now();
+  const now = performance.now(), done = load.generated_tokens ?? load.classified_images;
   if (lastLoad && now > lastLoad.at) {
-    const rate = (load.generated_tokens - lastLoad.generated) / (now - lastLoad.at) * 1e3;
+    const rate = (done - lastLoad.done) / (now - lastLoad.at) * 1e3;
     rates.push(rate);
     rates.shift();
     $("load-rate").textContent = rate >= 100 ? rate.toFixed(0) : rate.toFixed(1);
   }
-  lastLoad = { at: now, generated: load.generated_tokens };
+  lastLoad = { at: now, done };
   const top = Math.max(1, ...rates);
   const path = rates.map((rate, i) => `${(i / 59 * 120).toFixed(1)},${(21 - rate / top * 19).toFixed(1)}`).join("L");
   document.querySelector("#spark .line").setAttribute("d", "M" + path);
   document.querySelector("#spark .area").setAttribute("d", `M0,22L${path}L120,22Z`);
   $("load-running").textContent = load.running;
   $("load-waiting").textContent = load.waiting;
-  $("load-cache").textContent = (load.cache_usage * 100).toFixed(0) + " %";
+  if ("cache_usage" in load) $("load-cache").textContent = (load.cache_usage * 100).toFixed(0) + " %";
 }
 
 function showState(name, good) {
@@ -326,6 +328,7 @@ $("tokens").addEventListener("focusin", event => event.target.classList.contains
 $("tokens").addEventListener("focusout", hideTip);
 $("tokens").addEventListener("click", event => event.target.classList.contains("token") && event.target.focus());
 $("controls").addEventListener("input", () => { showValues(); save(); });
+$("key").addEventListener("input", save);
 document.addEventListener("keydown", event => {
   if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
     event.preventDefault();

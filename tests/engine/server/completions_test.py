@@ -161,6 +161,19 @@ class Stops(ServerTest):
     def test_a_stop_equal_to_the_prompts_tail(self):
         self.assertEqual(self.text(stop="llo")["text"], self.text()["text"].split("llo")[0])
 
+    def test_a_stop_whose_characters_are_split_between_tokens(self):
+        found = 0
+        for seed in range(60):
+            fields = {"prompt": "Hello", "max_tokens": 40, "seed": seed, "ignore_eos": True, "temperature": 2, "top_p": 1}
+            whole = self.server.complete(**fields)["choices"][0]["text"]
+            for character in set(whole):
+                if "\x7f" < character < "\ufffd":  # of several bytes, so of several tokens here
+                    found += 1
+                    at = whole.index(character)
+                    for stop in (character, whole[max(0, at - 2):at + 2]):
+                        self.assertEqual(self.server.complete(**fields, stop=stop)["choices"][0]["text"], whole[:whole.index(stop)])
+        self.assertGreater(found, 5)
+
     def test_bounds(self):
         ask = lambda stop: self.server.call("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "stop": stop})
         for good in ([], "x", ["x"] * 16, "y" * 256):

@@ -73,7 +73,7 @@ class EngineLoopTest : public testing::Test {
  protected:
   std::shared_ptr<FakeJob> job(int64_t tokens, std::vector<std::string> stop = {}) {
     auto made = std::make_shared<FakeJob>();
-    auto choice = std::make_unique<Choice>(StreamDecoder(tokenizer), 0, std::move(stop));
+    auto choice = std::make_unique<Choice>(TextStream(StreamDecoder(tokenizer), std::move(stop)));
     GenerationParams params;
     params.max_tokens = tokens;
     params.sampling.temperature = 0;
@@ -173,8 +173,9 @@ TEST(Metrics, HistogramsAddUp) {
 TEST(Metrics, LabelsAreEscaped) {
   Metrics metrics;
   metrics.responses[{"/a\"b\\", 200}] = 1;
-  const std::string text = metrics.text({}, {}, "1 \"x\"");
+  const std::string text = metrics.text({}, 3, {}, "1 \"x\"");
   EXPECT_NE(text.find("route=\"/a\\\"b\\\\\",status=\"200\"} 1"), text.npos);
+  EXPECT_NE(text.find("ballast_images_classified_total 3\n"), text.npos);
   EXPECT_NE(text.find("version=\"1 \\\"x\\\"\""), text.npos);
 }
 

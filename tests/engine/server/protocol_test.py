@@ -67,7 +67,7 @@ class Routes(ServerTest):
         info = self.server.call("GET", "/tokenizer_info").json()
         self.assertEqual((info["bos_token"], info["eos_token_id"]), ("</s>", 2))
         page = self.server.call("GET", "/").body.decode()
-        for outside in ("http://", "https://", "/*STYLE*/", "/*SCRIPT*/"):
+        for outside in ("http://", "https://", "/*STYLE*/", "/*SCRIPT*/", "/*KIND*/"):
             self.assertNotIn(outside, page.replace("http://www.w3.org/2000/svg", ""))
 
     def test_wrong_ones(self):

@@ -18,6 +18,7 @@ import unittest
 BINARY = os.environ["BALLAST_BINARY"]
 SOURCE = pathlib.Path(os.environ["BALLAST_SOURCE_DIR"])
 DEMO = SOURCE / "models/demo"
+THREADS = os.environ.get("BALLAST_TEST_THREADS", "1")
 VOCAB, HIDDEN, FFN, LAYERS, POSITIONS, ROWS = 260, 32, 64, 2, 64, 264  # four rows of the embedding have no text
 EOS = 2
 
@@ -193,7 +194,7 @@ class Server:
             write_model(self.model)
         self.log = open(self.folder / "log", "w+b")
         port = [] if "--port" in arguments else ["--port", "0"]
-        command = [BINARY, "serve", "-m", str(self.model), *port, "--threads", "1", *map(str, arguments)]
+        command = [BINARY, "serve", "-m", str(self.model), *port, "--threads", THREADS, *map(str, arguments)]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log,
                                         env={**os.environ, **(environment or {})})
         self.address = self.wait_for_address()
@@ -268,8 +269,11 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        text = self.text()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if "Sanitizer: " in text or "runtime error: " in text:
+            raise AssertionError(text)
 
 
 class ServerTest(unittest.TestCase):
