@@ -85,6 +85,10 @@ void Recipe::check() const {
   if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
   if (head_bits != 0 && !solver.has_width(head_bits))
     throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
+  if (activation_bits != 0 && activation_bits != 4 && activation_bits != 6 && activation_bits != 8)
+    throw Error(str("--activation-bits is ", activation_bits, ", expected 4, 6 or 8, or 0 for float activations"));
+  if (activation_bits != 0 && one_pass)
+    throw Error("--one-pass makes no sense with --activation-bits: a site's grid is found behind the layers that are quantized already");
   if (grid.group_size < 0)
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))

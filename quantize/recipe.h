@@ -32,12 +32,17 @@ CurvatureKind curvature_named(const std::string& name);
 
 /// The uniform grid of one group: how scale and zero point are found.
 struct GridOptions {
-  int bits = 4;              ///< 2, 3, 4 or 8; 1 for billm
+  int bits = 4;              ///< 2, 3, 4, 6 or 8; 1 for billm; codes of 6 bits are kept in 8
   int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
   bool symmetric = false;    ///< zero point in the middle of the codes
   bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
   double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1], or 0: standard_range_shrink
 };
+
+/// Bits that a code takes in memory and in files.
+constexpr int stored_code_bits(int bits) {
+  return bits == 6 ? 8 : bits;
+}
 
 /// What single methods have beyond the grid. -1: the method's own value (Recipe::fill_defaults).
 struct MethodOptions {
@@ -78,6 +83,11 @@ struct Recipe {
   double target_bits = 0;
   std::map<std::string, int> layer_bits;  ///< what bit allocation chose; an override wins
   int head_bits = 0;                      ///< also quantize the head (and the embedding tied to it); 0: leave it
+
+  /// Width of the codes that activations are rounded to (activation_search.h); 0: they stay in float.
+  int activation_bits = 0;
+  bool fold_ranges = true;  ///< where it helps, channels of normalized inputs are brought to one range (range_fold.h)
+  bool logarithms = true;  ///< probabilities may have levels at powers of 2 or √2; off: twin grids, as in PTQ4ViT
 
   CurvatureKind curvature = CurvatureKind::activation;
   int64_t curvature_groups = 4;  ///< guided: runs of rows with a curvature of their own, at most

@@ -139,7 +139,7 @@ class TuningObserver final : public nn::Observer {
 }  // namespace
 
 TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& tokens,
-                  std::vector<LayerRecord>& records, const TuningOptions& options,
+                  std::vector<LayerRecord>& records, const ActivationChooser* activations, const TuningOptions& options,
                   const std::function<void(int64_t done, int64_t all)>& progress) {
   std::map<std::string, LayerRecord*> by_name;
   for (LayerRecord& record : records)
@@ -150,6 +150,7 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
   for (int64_t index = 0; index < model.facts().layers; ++index) {
     blocks.push_back(model.make_block(index));
     pointers.push_back(blocks.back().get());
+    if (activations) activations->apply(*blocks.back());
     for (const auto& branch : blocks.back()->branches) {
       std::vector<nn::Linear*> layers = branch->expand();
       layers.push_back(&branch->contract());

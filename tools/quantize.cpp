@@ -119,6 +119,8 @@ Recipe finished_recipe(const QuantizeOptions& options) {
   recipe.correct_drift =
       options.correct_drift.value_or(feedback && recipe.compensation != Compensation::none);
   apply_named(options, recipe);
+  // First and last layers are kept at 8 bits where the others have fewer, as is usual.
+  if (recipe.activation_bits > 0 && !options.given("--head-bits")) recipe.head_bits = 8;
   if (recipe.compensation == Compensation::none && !options.correct_drift) recipe.correct_drift = false;
   for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
   for (const std::string& pattern : options.skips)
@@ -354,6 +356,8 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
   const std::vector<std::filesystem::path> images =
       vision ? chosen_images(options.calibration, options.samples, options.given("--samples"), options.seed)
              : std::vector<std::filesystem::path>();
+  if (!vision && recipe.activation_bits > 0)
+    throw Error("--activation-bits is for image classifiers; of text models only weights are quantized");
   if (vision) options.samples = int64_t(images.size());
   if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
   const int64_t length = vision               ? longest
@@ -433,7 +437,17 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   };
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
-  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8; billm has no choice");
+  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4, 6 (kept in 8) or 8; billm has no choice");
+  option("--activation-bits", recipe.activation_bits, "N",
+         "Also round activations to 8, 6 or 4 bits (image classifiers): inputs of linear layers, both operands of "
+         "attention's products; 0: they stay in float. The head then gets 8 bits")
+      ->capture_default_str();
+  app->add_flag("--fold-ranges,!--no-fold-ranges", recipe.fold_ranges,
+                "With --activation-bits: where it helps, channels behind a norm are brought to one range, folded into the "
+                "norm and the layers behind it. Default: on");
+  app->add_flag("--logarithms,!--no-logarithms", recipe.logarithms,
+                "With --activation-bits: attention's probabilities may have logarithmic levels; without them only "
+                "PTQ4ViT's twin ranges. Default: on");
   option("--target-bits", recipe.target_bits, "X",
          "Instead of --bits: stored bits per weight to meet on average, the head included, with widths of 2, 3, 4 or 8 "
          "chosen layer by layer from the loss they are predicted to cost");

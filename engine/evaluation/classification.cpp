@@ -1,6 +1,7 @@
 #include "engine/evaluation/classification.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -63,7 +64,9 @@ std::vector<ImageClassifier::Result> ImageClassifier::classify(std::span<const s
     for (int64_t i = begin; i < end; ++i)
       reader_.write_patches(images[good[size_t(i)]].image, batch.image(i));
   });
+  const auto start = std::chrono::steady_clock::now();
   const TensorView logits = runner_.run(batch);
+  model_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (size_t i = 0; i < good.size(); ++i) {
     std::vector<float>& row = results[good[i]].logits;
     row.resize(size_t(classes_));

@@ -49,6 +49,9 @@ class ImageClassifier {
   /// so that there are never more of them than asked for.
   std::vector<Result> classify(std::span<const std::filesystem::path> files);
 
+  /// Seconds that the model alone has taken.
+  double model_seconds() const { return model_seconds_; }
+
   /// Files of one call that keep the threads busy and the activations small.
   static constexpr int64_t kBatch = 8;
 
@@ -57,6 +60,7 @@ class ImageClassifier {
   int64_t classes_;
   ImageReader reader_;
   Runner runner_;
+  double model_seconds_ = 0;
 };
 
 /// Classes by descending logit, the `count` first; of equal ones the lower index leads.
