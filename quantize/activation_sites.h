@@ -16,7 +16,7 @@
 namespace ballast {
 
 /// Images of the stream that grids are searched on: some whole parts.
-inline constexpr int64_t kSearchedImages = 16;
+inline constexpr int64_t kSearchedImages = 8;
 
 class ActivationChooser {
  public:

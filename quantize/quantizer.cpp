@@ -43,6 +43,7 @@ class Quantizer {
     if (job.recipe.activation_bits > 0)
       chooser_.emplace(job.backend, job.model, job.journal, job.recipe);
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
+    if (job.recipe.compensation == Compensation::token) positions_ = 1;
     report_.recipe = job.recipe;
     report_.calibration = job.tokens.source;
     report_.calibration_hash = job.tokens.hash();
@@ -135,7 +136,7 @@ QuantizeReport Quantizer::run() {
 }
 
 InputMoments Quantizer::empty_moments(int64_t features) const {
-  InputMoments moments{Statistics(features, positions_, true), Statistics(features, 0, false), {}};
+  InputMoments moments{Statistics(features, positions_, true), Statistics(features, std::min<int64_t>(positions_, 1), false), {}};
   if (job_.recipe.correlates_inputs()) moments.drift.resize(size_t(features * features));
   return moments;
 }
@@ -192,12 +193,17 @@ void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& pa
   const int64_t tokens = hidden.shape[0], width = hidden.shape[1];
   if (moments.residual_sum.empty()) {
     moments.residual_sum.resize(size_t(width));
+    moments.residual_first.resize(size_t(width));
     moments.residual.resize(size_t(width * x.shape[1]));
   }
   job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = begin; i < end; ++i)
         moments.residual_sum[size_t(i)] += double(hidden_float.row(t)[i]) - double(hidden.row(t)[i]);
+    for (const AttentionSpan& span : part.context.batch.spans)
+      for (int64_t i = begin; i < end; ++i)
+        moments.residual_first[size_t(i)] +=
+            double(hidden_float.row(span.first_row)[i]) - double(hidden.row(span.first_row)[i]);
   });
   add_drift(part, x, hidden, hidden_float, moments.residual);
 }
@@ -365,7 +371,7 @@ std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) cons
   const LayerGradients* gradients = gradients_ ? gradients_->find(layer.name) : nullptr;
   if (!gradients) return inputs;
   const FactorOptions options{.damping = job_.recipe.damping, .act_order = job_.recipe.act_order};
-  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const bool centred = job_.recipe.centres_inputs();
   const auto add = [&](const ExtendedMoment& moment) {
     inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
   };
@@ -403,7 +409,7 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
 }
 
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
-  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const bool centred = job_.recipe.centres_inputs();
   std::optional<DriftMoments> drift;
   if (job_.recipe.correlates_inputs()) drift = drift_moments(moments, centred);
   LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
@@ -503,9 +509,12 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
   const bool correct_drift = job_.recipe.correct_drift;
   std::vector<double> residual_drift(correct_drift ? moments.residual_sum : std::vector<double>());
   for (double& value : residual_drift) value /= double(moments.quantized.count);
+  std::vector<double> first_drift(correct_drift && moments.quantized.positions() > 0 ? moments.residual_first
+                                                                                     : std::vector<double>());
+  for (double& value : first_drift) value /= double(std::max<int64_t>(1, moments.quantized.position_count[0]));
   // A target for centred inputs leaves the mean open: without drift correction it stays W·E[x].
   const Statistics* reference = correct_drift ? &moments.reference
-                                : drift && job_.recipe.compensation == Compensation::joint
+                                : drift && job_.recipe.centres_inputs()
                                     ? &moments.quantized
                                     : nullptr;
   const CompensationResult result =
@@ -515,6 +524,7 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
                                 .input = moments.quantized,
                                 .reference = reference,
                                 .residual_drift = residual_drift,
+                                .first_drift = first_drift,
                                 .kind = job_.recipe.compensation,
                                 .power = [&](std::span<const float> a) { return shared.output_power(a); }});
   LayerRecord record{.report = {.name = layer.name,

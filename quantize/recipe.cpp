@@ -11,6 +11,7 @@ namespace {
 constexpr std::pair<Compensation, const char*> kCompensations[] = {{Compensation::none, "none"},
                                                                    {Compensation::channel, "channel"},
                                                                    {Compensation::joint, "joint"},
+                                                                   {Compensation::token, "token"},
                                                                    {Compensation::position, "position"}};
 
 constexpr std::pair<CurvatureKind, const char*> kCurvatures[] = {
@@ -52,7 +53,7 @@ const char* name_of(Compensation compensation) {
 Compensation compensation_named(const std::string& name) {
   for (const auto& [value, known] : kCompensations)
     if (name == known) return value;
-  throw Error("--compensate is \"" + name + "\", expected none, channel, joint or position");
+  throw Error("--compensate is \"" + name + "\", expected none, channel, joint, token or position");
 }
 
 const char* name_of(CurvatureKind curvature) {
@@ -139,6 +140,11 @@ void Recipe::check() const {
   for (const LayerOverride& rule : overrides)
     if (rule.bits != 0 && !solver.has_width(rule.bits))
       throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", ", solver.widths()));
+}
+
+bool Recipe::centres_inputs() const {
+  return compensation == Compensation::joint ||
+         (compensation == Compensation::token && method_named(method).uses_curvature);
 }
 
 GridOptions Recipe::grid_for(const std::string& module, int64_t in_features) const {

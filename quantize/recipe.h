@@ -14,6 +14,8 @@ enum class Compensation : uint8_t {
   none,
   channel,   ///< b += (W − Q)·E[x]: the mean output error of each channel
   joint,     ///< codes chosen for the centred second moment E[xxᵀ] − E[x]E[x]ᵀ, then as channel
+  token,     ///< as joint (channel with a method that sees no inputs), but the first position, an image's class token,
+             ///< gets a vector of its own, in an extra tensor
   position,  ///< as channel, plus the deviation of each absolute position's mean error, in an extra tensor
 };
 const char* name_of(Compensation compensation);
@@ -108,6 +110,8 @@ struct Recipe {
 
   /// Whether a float stream runs beside the quantized one, and whether their inputs are correlated.
   bool keeps_reference() const { return correct_drift || correlates_inputs(); }
+  /// Whether codes are chosen for centred inputs.
+  bool centres_inputs() const;
   bool correlates_inputs() const { return asymmetric || gptaq > 0; }
   /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.
   /// Error when bits is open and the method has more than one width.

@@ -49,6 +49,14 @@ class TunedLayer {
       matrix_.decode_row(row, decoded_.data() + row * matrix_.in_features);
   }
 
+  /// With what stays as it is.
+  void install_all() {
+    install();
+    const int64_t rows = int64_t(record_.positions.size()) / matrix_.out_features;
+    if (rows > 0)
+      layer_.position_bias = Tensor::from_floats(backend_, record_.positions, {rows, matrix_.out_features});
+  }
+
   void gather(const TensorView& x, const TensorView& dz) {
     const int64_t out = matrix_.out_features, in = matrix_.in_features, groups = matrix_.groups();
     if (spread_ == 0) measure_spread(x);
@@ -156,7 +164,7 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
       layers.push_back(&branch->contract());
       for (nn::Linear* layer : layers)
         if (const auto found = by_name.find(layer->name); found != by_name.end())
-          observer.layers.try_emplace(layer, backend, *layer, *found->second).first->second.install();
+          observer.layers.try_emplace(layer, backend, *layer, *found->second).first->second.install_all();
     }
   }
 

@@ -96,7 +96,7 @@ void apply_named(const QuantizeOptions& options, Recipe& recipe) {
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
-  const bool tunable = recipe.compensation == Compensation::channel || recipe.compensation == Compensation::joint;
+  const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position;
   if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
 }
 
@@ -114,10 +114,13 @@ Recipe finished_recipe(const QuantizeOptions& options) {
   // earlier layers do.
   const bool feedback = method_named(recipe.method).uses_curvature;
   recipe.compensation = options.compensation.empty()
-                            ? (feedback ? Compensation::joint : Compensation::channel)
+                            ? (recipe.activation_bits > 0 ? Compensation::token
+                               : feedback                 ? Compensation::joint
+                                                          : Compensation::channel)
                             : compensation_named(options.compensation);
   recipe.correct_drift =
-      options.correct_drift.value_or(feedback && recipe.compensation != Compensation::none);
+      options.correct_drift.value_or((feedback || recipe.activation_bits > 0) &&
+                                     recipe.compensation != Compensation::none);
   apply_named(options, recipe);
   // First and last layers are kept at 8 bits where the others have fewer, as is usual.
   if (recipe.activation_bits > 0 && !options.given("--head-bits")) recipe.head_bits = 8;
@@ -466,9 +469,9 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       ->capture_default_str();
   add_method_options(*app, recipe.options, options->scale_scope);
   option("--compensate", options->compensation, "NAME",
-         "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; "
-         "position: channel "
-         "plus a vector per position. Default: channel with rtn, joint with the others");
+         "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; token: joint, "
+         "with the first token, the class token of an image, apart; position: channel plus a vector per position. Default: "
+         "token with --activation-bits, else channel with rtn, joint with the others");
   // A plain flag on an optional would be set to false where the flag is absent.
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },

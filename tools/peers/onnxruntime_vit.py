@@ -29,7 +29,7 @@ class Graph:
 
     def constant(self, value, name=None):
         name = name or f"c{len(self.initializers)}"
-        self.initializers.setdefault(name, numpy_helper.from_array(numpy.ascontiguousarray(value), name))
+        self.initializers.setdefault(name, numpy_helper.from_array(numpy.array(value, order="C"), name))
         return name
 
     def op(self, kind, *inputs, **attributes):
