@@ -136,18 +136,43 @@ std::vector<std::span<const float>> ActivationChooser::squares(const Layers& lay
   return all;
 }
 
-RangeFold ActivationChooser::choose_input(const Layers& layers, std::vector<float> x, int bits, bool may_fold) {
+// The first tokens of the images, which count more than their number, and some of the others, each for those left out.
+ActivationChooser::TokenSample ActivationChooser::thinned(const Layers& layers, const std::vector<float>& x) const {
+  const int64_t width = layers.front()->in_features(), tokens = int64_t(x.size()) / width;
+  const int64_t length = model_.facts().max_positions, stride = std::max<int64_t>(1, tokens / kSearchedTokens);
+  const bool all = tokens % length != 0 || stride == 1;  // the head reads one token of an image
+  TokenSample sample;
+  sample.squares.resize(layers.size());
+  for (int64_t t = 0; t < tokens; ++t) {
+    const bool first = !all && t % length == 0;
+    if (!all && !first && t % stride != 0) continue;
+    sample.x.insert(sample.x.end(), x.begin() + t * width, x.begin() + (t + 1) * width);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const std::vector<float>& squares = squares_.at(layers[i]->name);
+      const int64_t out = layers[i]->out_features();
+      CHECK(int64_t(squares.size()) == tokens * out);
+      for (int64_t k = t * out; k < (t + 1) * out; ++k)
+        sample.squares[i].push_back(squares[size_t(k)] * (all || first ? 1.0f : float(stride)));
+    }
+  }
+  sample.view = TensorView(sample.x.data(), DType::f32, {int64_t(sample.x.size()) / width, width});
+  return sample;
+}
+
+RangeFold ActivationChooser::choose_input(const Layers& layers, std::vector<float> all, int bits, bool may_fold) {
+  const TokenSample sample = thinned(layers, all);
   const int64_t width = layers.front()->in_features();
-  const Shape shape{int64_t(x.size()) / width, width};
-  const OutputErrors errors(backend_, {layers.begin(), layers.end()}, squares(layers));
-  InputGrid best = search_input(backend_, {x.data(), DType::f32, shape}, bits, errors);
+  const TensorView whole(all.data(), DType::f32, {int64_t(all.size()) / width, width});
+  const OutputErrors errors(backend_, {layers.begin(), layers.end()}, {sample.squares.begin(), sample.squares.end()});
+  InputGrid best = search_input(backend_, sample.view, bits, errors);
   RangeFold fold;
   for (const double tail : {0.0, 0.0005, 0.005}) {
     if (!may_fold) break;
-    const RangeFold trial = fit_fold({x.data(), DType::f32, shape}, tail);
-    std::vector<float> folded(x);
-    fold_values(trial, OutputView(folded.data(), DType::f32, shape));
-    const InputGrid found = search_input(backend_, {folded.data(), DType::f32, shape}, bits, errors, trial.factor);
+    const RangeFold trial = fit_fold(whole, tail);
+    std::vector<float> folded(sample.x);
+    const OutputView view(folded.data(), DType::f32, sample.view.shape);
+    fold_values(trial, view);
+    const InputGrid found = search_input(backend_, view, bits, errors, trial.factor);
     if (found.cost < best.cost) best = found, fold = trial;
   }
   for (nn::Linear* layer : layers) layer->input_grid = best.grid;

@@ -17,6 +17,8 @@ namespace ballast {
 
 /// Images of the stream that grids are searched on: some whole parts.
 inline constexpr int64_t kSearchedImages = 8;
+/// Of their tokens, about as many are looked at where a layer's input is rounded.
+inline constexpr int64_t kSearchedTokens = 700;
 
 class ActivationChooser {
  public:
@@ -54,6 +56,12 @@ class ActivationChooser {
   RangeFold choose_input(const Layers& layers, std::vector<float> x, int bits, bool may_fold);
   void choose_inner(HiddenStream& stream, nn::AttentionBranch& branch);
   std::vector<std::span<const float>> squares(const Layers& layers) const;
+  struct TokenSample {
+    std::vector<float> x;
+    std::vector<std::vector<float>> squares;  ///< of each layer
+    TensorView view;                          ///< of x
+  };
+  TokenSample thinned(const Layers& layers, const std::vector<float>& x) const;
 
   Backend& backend_;
   nn::Model& model_;

@@ -54,7 +54,7 @@ float ActivationGrid::round(float x) const {
       break;
   }
   // round(n·log2 of the ratio): the exponent, and how far the mantissa is beyond the middles between two levels.
-  const float ratio = clamped(x * (1.0f / fine), 0, 1);
+  const float whole = x * (1.0f / fine), ratio = whole > 0 ? clamped(whole, 0, 1) : 0;
   const uint32_t bits_of = std::bit_cast<uint32_t>(ratio), mantissa = bits_of & 0x7FFFFFu;
   const int exponent = int(bits_of >> 23) - 127;
   const int code = per_octave == 1 ? -exponent - int(mantissa > kRootTwo)
