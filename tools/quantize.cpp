@@ -92,7 +92,9 @@ void apply_named(const QuantizeOptions& options, Recipe& recipe) {
     throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq", name,
                             recipe.method));
   if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
-  if (!given({"--damping"})) recipe.damping = named.damping;
+  // Few images are calibrated on, and coarse activations are noise in their moments: strong damping keeps weights from
+  // learning it.
+  if (!given({"--damping"})) recipe.damping = recipe.activation_bits == 4 ? 0.3 : named.damping;
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;

@@ -163,6 +163,8 @@ TEST_F(Vision, QuantizedActivationsAreShownAndReproducible) {
   }
   EXPECT_GT(integers, 0);
   EXPECT_GT(decoded, 0);
+  EXPECT_TRUE(refused(ballast({"export", "-m", path("out"), "-o", path("other"), "--layout", "gptq_v2"}),
+                      "rounds activations at"));
   std::string first;
   for (const char* isa : {"scalar", "auto"}) {
     const Outcome run = ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--predictions",
