@@ -86,7 +86,8 @@ double OutputErrors::operator()(const TensorView& e) const {
       for (int64_t t = begin; t < end; ++t) {
         double sum = 0;
         for (int64_t i = t * out; i < (t + 1) * out; ++i)
-          sum += double(y.values[size_t(i)]) * double(y.values[size_t(i)]) * (squares.empty() ? 1 : double(squares[size_t(i)]));
+          sum += double(y.values[size_t(i)]) * double(y.values[size_t(i)]) *
+                 (squares.empty() ? 1 : double(squares[size_t(i)]));
         of_token[size_t(t)] = sum;
       }
     });
@@ -150,7 +151,8 @@ InputGrid search_input(Backend& backend, const TensorView& x, int bits, const Ou
   const GridCost cost = [&](const ActivationGrid& grid) {
     backend.run(RoundActivations{.x = x, .grid = grid, .y = e.view()});
     add_difference(backend, x, e.view());
-    for (size_t i = 0; i < e.values.size() && !factors.empty(); ++i) e.values[i] *= factors[i % size_t(width)];
+    for (size_t i = 0; i < e.values.size() && !factors.empty(); ++i)
+      e.values[i] *= factors[i % size_t(width)];
     return errors(e.view());
   };
   const auto [low, high] = range_of(x);
@@ -204,9 +206,8 @@ AttentionGrids search_attention(Backend& backend, const AttentionSample& sample,
       return cost_with(with, probabilities);
     });
   };
-  probabilities = search_probabilities(bits, logarithms, [&](const ActivationGrid& grid) {
-    return cost_with(grids, std::optional(grid));
-  });
+  probabilities = search_probabilities(
+      bits, logarithms, [&](const ActivationGrid& grid) { return cost_with(grids, std::optional(grid)); });
   for (const size_t index : {0u, 1u, 2u}) search_operand(index);
   if (bits <= 6)
     for (const size_t index : {0u, 1u}) search_operand(index);

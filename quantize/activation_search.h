@@ -27,7 +27,8 @@ namespace ballast {
 class OutputErrors {
  public:
   /// `squares`: f32 [tokens, out_features] of each layer, g²; empty: all outputs count the same.
-  OutputErrors(Backend& backend, std::vector<const nn::Linear*> layers, std::vector<std::span<const float>> squares)
+  OutputErrors(Backend& backend, std::vector<const nn::Linear*> layers,
+               std::vector<std::span<const float>> squares)
       : backend_(backend), layers_(std::move(layers)), squares_(std::move(squares)) {}
 
   /// Of an error e = x − x̂, f32 [tokens, in_features].

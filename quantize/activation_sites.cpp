@@ -41,9 +41,11 @@ const ActivationSites& ActivationChooser::settle_sites(const std::string& module
   const std::string key = grids_key(module);
   Settled& settled = settled_[module];
   if (journal_ && journal_->contains(key)) {
-    std::tie(settled.sites, settled.fold.factor, settled.fold.shift) = sites_from_bytes(*journal_->find(key), key);
+    std::tie(settled.sites, settled.fold.factor, settled.fold.shift) =
+        sites_from_bytes(*journal_->find(key), key);
     for (const nn::ActivationSite& site : sites)
-      if (const auto grid = settled.sites.find(site.name); grid != settled.sites.end()) *site.grid = grid->second;
+      if (const auto grid = settled.sites.find(site.name); grid != settled.sites.end())
+        *site.grid = grid->second;
     return settled.sites;
   }
   settled.fold = choose();
@@ -77,9 +79,11 @@ ActivationSites ActivationChooser::settle_head(HiddenStream* stream) {
   nn::Linear& head = model_.lm_head();
   return settle_sites(head.name, {head.input_site()}, [&] {
     gather_squares(*stream, model_.facts().layers);
-    return choose_input({&head}, sample(*stream, head.in_features(), [&](const HiddenStream::Part& part) {
-                          return model_.head_input(part.context, part.hidden);
-                        }), std::max(recipe_.activation_bits, 8), false);
+    return choose_input(
+        {&head},
+        sample(*stream, head.in_features(),
+               [&](const HiddenStream::Part& part) { return model_.head_input(part.context, part.hidden); }),
+        std::max(recipe_.activation_bits, 8), false);
   });
 }
 
@@ -91,10 +95,12 @@ const RangeFold* ActivationChooser::fold_of(const std::string& module) const {
 
 void ActivationChooser::apply(nn::Block& block) const {
   for (const auto& branch : block.branches)
-    if (const RangeFold* fold = fold_of(branch->expand().front()->name)) fold_branch(backend_, *fold, *branch);
+    if (const RangeFold* fold = fold_of(branch->expand().front()->name))
+      fold_branch(backend_, *fold, *branch);
   for (const nn::ActivationSite& site : block.sites())
     for (const auto& [first, settled] : settled_)
-      if (const auto grid = settled.sites.find(site.name); grid != settled.sites.end()) *site.grid = grid->second;
+      if (const auto grid = settled.sites.find(site.name); grid != settled.sites.end())
+        *site.grid = grid->second;
 }
 
 void ActivationChooser::gather_squares(HiddenStream& stream, int64_t index) {
@@ -119,8 +125,9 @@ void ActivationChooser::gather_squares(HiddenStream& stream, int64_t index) {
   });
 }
 
-std::vector<float> ActivationChooser::sample(HiddenStream& stream, int64_t width,
-                                             const std::function<TensorView(const HiddenStream::Part&)>& rows) const {
+std::vector<float> ActivationChooser::sample(
+    HiddenStream& stream, int64_t width,
+    const std::function<TensorView(const HiddenStream::Part&)>& rows) const {
   std::vector<float> all;
   each_part(stream, [&](const HiddenStream::Part& part) {
     const TensorView x = rows(part);
@@ -137,9 +144,11 @@ std::vector<std::span<const float>> ActivationChooser::squares(const Layers& lay
 }
 
 // The first tokens of the images, which count more than their number, and some of the others, each for those left out.
-ActivationChooser::TokenSample ActivationChooser::thinned(const Layers& layers, const std::vector<float>& x) const {
+ActivationChooser::TokenSample ActivationChooser::thinned(const Layers& layers,
+                                                          const std::vector<float>& x) const {
   const int64_t width = layers.front()->in_features(), tokens = int64_t(x.size()) / width;
-  const int64_t length = model_.facts().max_positions, stride = std::max<int64_t>(1, tokens / kSearchedTokens);
+  const int64_t length = model_.facts().max_positions,
+                stride = std::max<int64_t>(1, tokens / kSearchedTokens);
   const bool all = tokens % length != 0 || stride == 1;  // the head reads one token of an image
   TokenSample sample;
   sample.squares.resize(layers.size());
@@ -159,11 +168,13 @@ ActivationChooser::TokenSample ActivationChooser::thinned(const Layers& layers, 
   return sample;
 }
 
-RangeFold ActivationChooser::choose_input(const Layers& layers, std::vector<float> all, int bits, bool may_fold) {
+RangeFold ActivationChooser::choose_input(const Layers& layers, std::vector<float> all, int bits,
+                                          bool may_fold) {
   const TokenSample sample = thinned(layers, all);
   const int64_t width = layers.front()->in_features();
   const TensorView whole(all.data(), DType::f32, {int64_t(all.size()) / width, width});
-  const OutputErrors errors(backend_, {layers.begin(), layers.end()}, {sample.squares.begin(), sample.squares.end()});
+  const OutputErrors errors(backend_, {layers.begin(), layers.end()},
+                            {sample.squares.begin(), sample.squares.end()});
   InputGrid best = search_input(backend_, sample.view, bits, errors);
   RangeFold fold;
   for (const double tail : {0.0, 0.0005, 0.005}) {
@@ -185,10 +196,13 @@ RangeFold ActivationChooser::choose(HiddenStream& stream, nn::Branch& branch, bo
     choose_inner(stream, *attention);
   const Layers layers = contract ? Layers{&branch.contract()} : branch.expand();
   may_fold &= recipe_.fold_ranges && branch.norm_place == nn::NormPlace::before && branch.norm.weight;
-  return choose_input(layers, sample(stream, layers.front()->in_features(), [&](const HiddenStream::Part& part) {
-                        const TensorView x = branch.expand_input(part.context, part.hidden);
-                        return contract ? branch.contract_input(part.context, x) : x;
-                      }), recipe_.activation_bits, may_fold);
+  return choose_input(layers,
+                      sample(stream, layers.front()->in_features(),
+                             [&](const HiddenStream::Part& part) {
+                               const TensorView x = branch.expand_input(part.context, part.hidden);
+                               return contract ? branch.contract_input(part.context, x) : x;
+                             }),
+                      recipe_.activation_bits, may_fold);
 }
 
 void ActivationChooser::choose_inner(HiddenStream& stream, nn::AttentionBranch& branch) {
@@ -211,12 +225,14 @@ void ActivationChooser::choose_inner(HiddenStream& stream, nn::AttentionBranch& 
       layers[i]->forward(part.context, x, y);
       return TensorView(y);
     });
-  const auto view = [&](const std::vector<float>& values) { return TensorView(values.data(), DType::f32, {rows, width}); };
+  const auto view = [&](const std::vector<float>& values) {
+    return TensorView(values.data(), DType::f32, {rows, width});
+  };
   const Layers contract{&branch.contract()};
   const OutputErrors errors(backend_, {contract.begin(), contract.end()}, squares(contract));
   const AttentionGrids grids =
-      search_attention(backend_, {branch, view(operands[0]), view(operands[1]), view(operands[2]), spans}, recipe_.activation_bits,
-                       recipe_.logarithms, errors);
+      search_attention(backend_, {branch, view(operands[0]), view(operands[1]), view(operands[2]), spans},
+                       recipe_.activation_bits, recipe_.logarithms, errors);
   branch.query_grid = grids.queries;
   branch.key_grid = grids.keys;
   branch.probability_grid = grids.probabilities;

@@ -31,8 +31,8 @@ class ActivationChooser {
   /// were set. `stream`: at the input of the branch; may be null where the journal has them.
   /// The input of expand layers may be folded (range_fold.h); `float_branch`, the same branch of the float model where
   /// one runs alongside, then is, too.
-  ActivationSites settle(HiddenStream* stream, int64_t block, nn::Branch& branch, nn::Branch* float_branch, bool contract,
-                         const std::vector<nn::Linear*>& kept);
+  ActivationSites settle(HiddenStream* stream, int64_t block, nn::Branch& branch, nn::Branch* float_branch,
+                         bool contract, const std::vector<nn::Linear*>& kept);
   ActivationSites settle_head(HiddenStream* stream);
   /// Of the input of a layer; null: none.
   const RangeFold* fold_of(const std::string& module) const;

@@ -78,7 +78,8 @@ void fold_branch(Backend& backend, const RangeFold& fold, nn::Branch& branch) {
     std::vector<float> bias = layer->bias ? layer->bias.to_floats() : std::vector<float>(size_t(out));
     for (int64_t row = 0; row < out; ++row) {
       double sum = 0;
-      for (int64_t i = 0; i < in; ++i) sum += double(weight[size_t(row * in + i)]) * double(fold.shift[size_t(i)]);
+      for (int64_t i = 0; i < in; ++i)
+        sum += double(weight[size_t(row * in + i)]) * double(fold.shift[size_t(i)]);
       bias[size_t(row)] += float(sum);
     }
     layer->weight = Weight::dense(backend, {weight.data(), DType::f32, {out, in}});

@@ -14,8 +14,9 @@ ActivationGrid parse_grid(const json& object, const std::string& what) {
   const std::string name = json_string(object, "grid", what);
   const auto kind = activation_kind(name);
   if (!kind)
-    throw Error(str(what, ": field 'grid': expected \"affine\", \"twin_sign\", \"twin_size\" or \"logarithm\", got ",
-                    shown(name)));
+    throw Error(
+        str(what, ": field 'grid': expected \"affine\", \"twin_sign\", \"twin_size\" or \"logarithm\", got ",
+            shown(name)));
   ActivationGrid grid{.kind = *kind, .bits = int(json_int(object, "bits", what, 2, 8))};
   switch (grid.kind) {
     case ActivationGrid::Kind::affine:
@@ -52,7 +53,8 @@ bool is_site_tensor(const std::string& tensor) {
 ActivationSites read_activation_sites(const Checkpoint& checkpoint) {
   const std::string file = (checkpoint.folder() / "config.json").string();
   ActivationSites sites;
-  if (const json* config = json_find(checkpoint.config(), "quantization_config", file); config && config->is_object())
+  if (const json* config = json_find(checkpoint.config(), "quantization_config", file);
+      config && config->is_object())
     if (const json* found = json_find(*config, "activations", file + ": quantization_config")) {
       const std::string what = file + ": quantization_config: activations";
       if (!found->is_object()) throw Error(str(what, ": expected an object, got ", shown_json(*found)));
@@ -67,7 +69,8 @@ ActivationSites read_activation_sites(const Checkpoint& checkpoint) {
         ActivationGrid grid = parse_grid(object, site);
         const TensorView step = checkpoint.weight(name + kStep, {1});
         if (step.dtype != DType::f32)
-          throw Error(str(checkpoint.folder().string(), ": tensor ", shown(name + kStep, 200), ": expected F32"));
+          throw Error(
+              str(checkpoint.folder().string(), ": tensor ", shown(name + kStep, 200), ": expected F32"));
         grid.step = checkpoint.floats(checkpoint.require(name + kStep)).front();
         grid.check(checkpoint.folder().string() + ": activation site " + shown(name, 200));
         sites[name] = grid;

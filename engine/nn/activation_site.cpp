@@ -4,7 +4,8 @@
 
 namespace ballast::nn {
 
-TensorView rounded(const ForwardContext& context, const std::optional<ActivationGrid>& grid, const TensorView& x) {
+TensorView rounded(const ForwardContext& context, const std::optional<ActivationGrid>& grid,
+                   const TensorView& x) {
   if (!grid) return x;
   const TensorView copy = context.tape ? context.tape->copy(context, x) : context.workspace.floats(x.shape);
   const OutputView y(const_cast<void*>(copy.data), DType::f32, copy.shape, copy.device);

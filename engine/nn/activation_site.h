@@ -17,6 +17,7 @@ struct ActivationSite {
 
 /// x rounded, in the workspace, or x itself without a grid. On the way back the rounding counts as the identity, also
 /// where it clips.
-TensorView rounded(const ForwardContext& context, const std::optional<ActivationGrid>& grid, const TensorView& x);
+TensorView rounded(const ForwardContext& context, const std::optional<ActivationGrid>& grid,
+                   const TensorView& x);
 
 }  // namespace ballast::nn

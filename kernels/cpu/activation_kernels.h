@@ -29,7 +29,8 @@ static inline F round_affine(const RoundTask& task, F x) {
 }
 // One of the two codes is 0.
 static inline F round_twin_sign(const RoundTask& task, F x) {
-  const F fine = nearest_code(x, task.inverse, task.low, 0), coarse = nearest_code(x, task.coarse_inverse, 0, task.high);
+  const F fine = nearest_code(x, task.inverse, task.low, 0),
+          coarse = nearest_code(x, task.coarse_inverse, 0, task.high);
   return fma(fine, broadcast(task.step), mul(coarse, broadcast(task.coarse_step)));
 }
 static inline F round_twin_size(const RoundTask& task, F x) {

@@ -49,7 +49,8 @@ static void unpack_fixed(const uint8_t* codes, int64_t steps, uint8_t* out) {
     unpack<BITS>(codes, steps, out);
   } else {
 #if !defined(BALLAST_AVX2)
-    for (int64_t i = 0; i < steps; ++i) store_step(out + i * kVectorBytes, join_steps(codes + i * kVectorBytes));
+    for (int64_t i = 0; i < steps; ++i)
+      store_step(out + i * kVectorBytes, join_steps(codes + i * kVectorBytes));
 #endif
   }
 }
@@ -102,7 +103,8 @@ static void fixed_tokens(const LinearTask& task, int64_t tile, int64_t first, in
   Sums* kept = reinterpret_cast<Sums*>(unpacked + kChunksOfPass * kMaxSteps * kVectorBytes);
   float* partial = reinterpret_cast<float*>(kept + kTokenChunk);
   static_assert(sizeof(Sums) == kTileRows * sizeof(float) &&
-                kChunksOfPass * kMaxSteps * kVectorBytes / 4 + 2 * kTokenChunk * kTileRows <= linear_scratch_floats());
+                kChunksOfPass * kMaxSteps * kVectorBytes / 4 + 2 * kTokenChunk * kTileRows <=
+                    linear_scratch_floats());
   const uint8_t* at = weight.data + tile * weight.tile_bytes;
   const int32_t *x = task.planes.digits, *digit_sums = task.planes.sums;
   const int32_t ones = FORM == 8 ? 0x00010001 : 0x01010101;

@@ -57,8 +57,9 @@ float ActivationGrid::round(float x) const {
   const float whole = x * (1.0f / fine), ratio = whole > 0 ? clamped(whole, 0, 1) : 0;
   const uint32_t bits_of = std::bit_cast<uint32_t>(ratio), mantissa = bits_of & 0x7FFFFFu;
   const int exponent = int(bits_of >> 23) - 127;
-  const int code = per_octave == 1 ? -exponent - int(mantissa > kRootTwo)
-                                   : -2 * exponent - int(mantissa > kFourthRootTwo) - int(mantissa > kFourthRootEight);
+  const int code = per_octave == 1
+                       ? -exponent - int(mantissa > kRootTwo)
+                       : -2 * exponent - int(mantissa > kFourthRootTwo) - int(mantissa > kFourthRootEight);
   if (code >= levels() - 1 || exponent < -126) return 0;
   const float power = std::ldexp(1.0f, -(per_octave == 1 ? code : (code + 1) / 2));
   return fine * (per_octave == 2 && code % 2 != 0 ? power * kRootTwoValue : power);
@@ -69,14 +70,18 @@ void ActivationGrid::check(const std::string& name) const {
     throw Error(str(name, ": ", what, " is ", got, ", expected ", expected));
   };
   if (bits < 2 || bits > 8) fail("the width of its codes", bits, "2 to 8 bits");
-  if (!std::isnormal(step) || step <= 0 || !std::isnormal(1 / step)) fail("the step", step, "a positive normal number");
+  if (!std::isnormal(step) || step <= 0 || !std::isnormal(1 / step))
+    fail("the step", step, "a positive normal number");
   if (zero_point < 0 || zero_point >= levels()) fail("the zero point", zero_point, "a code");
   if (kind != Kind::affine && zero_point != 0) fail("the zero point", zero_point, "0 for this kind of grid");
   if (shift < 0 || shift > kMaxShift) fail("the shift", shift, "0 to 20");
-  if (!std::isfinite(std::ldexp(step, shift))) fail("the coarse step", std::ldexp(step, shift), "a finite number");
-  if (kind != Kind::twin_sign && kind != Kind::twin_size && shift != 0) fail("the shift", shift, "0 for this kind of grid");
+  if (!std::isfinite(std::ldexp(step, shift)))
+    fail("the coarse step", std::ldexp(step, shift), "a finite number");
+  if (kind != Kind::twin_sign && kind != Kind::twin_size && shift != 0)
+    fail("the shift", shift, "0 for this kind of grid");
   if (per_octave != 1 && per_octave != 2) fail("the number of levels per octave", per_octave, "1 or 2");
-  if (kind != Kind::logarithm && per_octave != 1) fail("the number of levels per octave", per_octave, "none for this kind of grid");
+  if (kind != Kind::logarithm && per_octave != 1)
+    fail("the number of levels per octave", per_octave, "none for this kind of grid");
 }
 
 std::optional<IntegerCodes> integer_codes(const ActivationGrid& grid, const AffineView& weight) {
@@ -92,7 +97,8 @@ std::optional<IntegerCodes> integer_codes(const ActivationGrid& grid, const Affi
     return IntegerCodes{offset, low - offset, high - offset, false};
   }
   const int64_t half = grid.levels() / 2, most = (half - 1) << grid.shift;
-  if (grid.kind != Kind::twin_sign || weight.bits != 8 || most > 32767 || !fits(most + half)) return std::nullopt;
+  if (grid.kind != Kind::twin_sign || weight.bits != 8 || most > 32767 || !fits(most + half))
+    return std::nullopt;
   return IntegerCodes{0, int(-half), int(most), true};
 }
 

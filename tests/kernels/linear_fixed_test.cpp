@@ -27,7 +27,8 @@ std::vector<ActivationGrid> grids(const AffineMatrix& matrix) {
   std::vector<ActivationGrid> all;
   for (const int bits : {8, 6, 4}) {
     const int last = (1 << bits) - 1;
-    for (const int zero : {0, last / 2 + 1, last / 5, last}) all.push_back({.bits = bits, .step = 0.02f, .zero_point = zero});
+    for (const int zero : {0, last / 2 + 1, last / 5, last})
+      all.push_back({.bits = bits, .step = 0.02f, .zero_point = zero});
     all.push_back({.kind = Kind::twin_sign, .bits = bits, .step = 0.002f, .shift = 4});
   }
   std::erase_if(all, [&](const ActivationGrid& grid) { return !integer_codes(grid, matrix.facts()); });
@@ -35,8 +36,8 @@ std::vector<ActivationGrid> grids(const AffineMatrix& matrix) {
 }
 
 template <class View>
-std::vector<float> run_with(Backend& backend, const std::vector<float>& x, const View& weight, const ActivationGrid& grid,
-                            const Extras& extras, int64_t tokens) {
+std::vector<float> run_with(Backend& backend, const std::vector<float>& x, const View& weight,
+                            const ActivationGrid& grid, const Extras& extras, int64_t tokens) {
   std::vector<float> y(size_t(tokens * weight.out_features), std::numeric_limits<float>::quiet_NaN());
   auto op = test::op_for(x, weight, extras, tokens, y);
   op.grid = grid;
@@ -52,7 +53,8 @@ float expected(const AffineMatrix& matrix, const ActivationGrid& grid, const flo
     const int64_t at = row * matrix.groups() + group;
     for (int64_t k = group * matrix.group_size; k < (group + 1) * matrix.group_size; ++k) {
       const int64_t code = std::llround(double(grid.round(x[k])) / double(grid.step));
-      sum += (int64_t(matrix.codes[size_t(row * matrix.in_features + k)]) - matrix.zero_points[size_t(at)]) * code;
+      sum += (int64_t(matrix.codes[size_t(row * matrix.in_features + k)]) - matrix.zero_points[size_t(at)]) *
+             code;
     }
     y = std::fma(float(sum), matrix.scale(row, group) * grid.step, y);
   }
@@ -69,13 +71,14 @@ TEST_P(LinearFixed, IsTheIntegerProductOfAnyShapeBitForBit) {
       const auto weight = test::packed(*backend_, matrix);
       for (const ActivationGrid& grid : grids(matrix))
         for (const int64_t tokens : {1, 5, 13, 29}) {
-          SCOPED_TRACE(str(bits, " bits, out ", out, ", in ", in, ", group ", group, ", ", name_of(grid.kind), " of ",
-                           grid.bits, " bits around ", grid.zero_point, ", ", tokens, " tokens"));
+          SCOPED_TRACE(str(bits, " bits, out ", out, ", in ", in, ", group ", group, ", ", name_of(grid.kind),
+                           " of ", grid.bits, " bits around ", grid.zero_point, ", ", tokens, " tokens"));
           const std::vector<float> x = random.floats(tokens * in);
           const std::vector<float> y = run_with(*backend_, x, weight.view, grid, {}, tokens);
           for (int64_t t = 0; t < tokens; ++t)
             for (int64_t row = 0; row < out; ++row)
-              ASSERT_EQ(y[size_t(t * out + row)], expected(matrix, grid, x.data() + t * in, row)) << t << ", " << row;
+              ASSERT_EQ(y[size_t(t * out + row)], expected(matrix, grid, x.data() + t * in, row))
+                  << t << ", " << row;
         }
     }
 }
@@ -86,7 +89,8 @@ TEST_P(LinearFixed, NothingSaturates) {
   for (const int bits : {2, 3, 4, 8})
     for (const int code : {0, (1 << bits) - 1})
       for (const int zero : {0, (1 << bits) - 1})
-        for (const float extreme : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+        for (const float extreme :
+             {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
           Random random(1);
           AffineMatrix matrix = test::random_affine(random, bits, kOut, kIn, kIn);
           std::fill(matrix.codes.begin(), matrix.codes.end(), uint8_t(code));
@@ -97,8 +101,8 @@ TEST_P(LinearFixed, NothingSaturates) {
             const std::vector<float> y = run_with(*backend_, x, weight.view, grid, {}, 1);
             for (int64_t row = 0; row < kOut; ++row)
               EXPECT_EQ(y[size_t(row)], expected(matrix, grid, x.data(), row))
-                  << bits << " bits, codes " << code << ", zero " << zero << ", " << grid.bits << " bits around "
-                  << grid.zero_point;
+                  << bits << " bits, codes " << code << ", zero " << zero << ", " << grid.bits
+                  << " bits around " << grid.zero_point;
           }
         }
 }

@@ -19,7 +19,8 @@ struct Golden {
 };
 
 ActivationGrid grid_of(const nlohmann::json& facts) {
-  ActivationGrid grid{.kind = *activation_kind(facts.at("kind")), .bits = facts.at("bits"), .step = facts.at("step")};
+  ActivationGrid grid{
+      .kind = *activation_kind(facts.at("kind")), .bits = facts.at("bits"), .step = facts.at("step")};
   grid.zero_point = facts.value("zero_point", 0);
   grid.shift = facts.value("shift", 0);
   grid.per_octave = facts.value("per_octave", 1);
@@ -50,7 +51,8 @@ TEST(ReferenceActivations, RoundedValuesAreTheSame) {
 TEST(ReferenceActivations, GuidedDistancesAreTheSame) {
   const Golden golden;
   const auto backend = test::cpu_backend("auto");
-  const std::vector<float> weight = golden.tensors.floats("weight"), squares = golden.tensors.floats("squares");
+  const std::vector<float> weight = golden.tensors.floats("weight"),
+                           squares = golden.tensors.floats("squares");
   const int64_t in = 16, out = int64_t(weight.size()) / in;
   nn::Linear layer;
   layer.weight = Weight::dense(*backend, TensorView(weight.data(), DType::f32, {out, in}));
@@ -61,7 +63,8 @@ TEST(ReferenceActivations, GuidedDistancesAreTheSame) {
     std::vector<float> e = golden.tensors.floats(str(index, ".rounded"));
     for (size_t i = 0; i < e.size(); ++i) e[i] = x[i] - e[i];
     const double expected = facts.at("distance");
-    EXPECT_NEAR(errors(TensorView(e.data(), DType::f32, {int64_t(e.size()) / in, in})), expected, 1e-4 * expected)
+    EXPECT_NEAR(errors(TensorView(e.data(), DType::f32, {int64_t(e.size()) / in, in})), expected,
+                1e-4 * expected)
         << facts;
   }
 }

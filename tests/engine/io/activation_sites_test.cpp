@@ -18,8 +18,10 @@ const ActivationSites kSites = {
     {"vit.layer.0.fc1.input", {.bits = 8, .step = 0.1f, .zero_point = 200}},
     {"vit.layer.0.fc2.input", {.kind = Kind::twin_sign, .bits = 4, .step = 0.0212345f, .shift = 5}},
     {"vit.layer.0.query.output", {.bits = 6, .step = 1e-4f, .zero_point = 31}},
-    {"vit.layer.0.attention.probabilities", {.kind = Kind::logarithm, .bits = 4, .step = 0.9f, .per_octave = 2}},
-    {"vit.layer.1.attention.probabilities", {.kind = Kind::twin_size, .bits = 4, .step = 0.001f, .shift = 7}}};
+    {"vit.layer.0.attention.probabilities",
+     {.kind = Kind::logarithm, .bits = 4, .step = 0.9f, .per_octave = 2}},
+    {"vit.layer.1.attention.probabilities",
+     {.kind = Kind::twin_size, .bits = 4, .step = 0.001f, .shift = 7}}};
 
 /// A folder with these sites, its configuration changed before it is written.
 Checkpoint folder_with(const TempFolder& folder, const std::function<void(json& activations)>& change = {},
@@ -61,9 +63,12 @@ TEST(ActivationSitesFile, RefusesWhatIsDamaged) {
   refuses("zero_point", [&](json& a) { a["sites"][fc1].erase("zero_point"); });
   refuses("shift", [&](json& a) { a["sites"][fc2]["shift"] = 21; });
   refuses("shift", [&](json& a) { a["sites"][fc2]["shift"] = 1.5; });
-  refuses("per_octave", [&](json& a) { a["sites"]["vit.layer.0.attention.probabilities"]["per_octave"] = 3; });
-  refuses("vit.layer.9.fc1.input.scale", [&](json& a) { a["sites"]["vit.layer.9.fc1.input"] = a["sites"][fc1]; });
-  refuses("is not the name of an activation site", [&](json& a) { a["sites"]["vit.layer.0.fc1"] = a["sites"][fc1]; });
+  refuses("per_octave",
+          [&](json& a) { a["sites"]["vit.layer.0.attention.probabilities"]["per_octave"] = 3; });
+  refuses("vit.layer.9.fc1.input.scale",
+          [&](json& a) { a["sites"]["vit.layer.9.fc1.input"] = a["sites"][fc1]; });
+  refuses("is not the name of an activation site",
+          [&](json& a) { a["sites"]["vit.layer.0.fc1"] = a["sites"][fc1]; });
   refuses("says nothing of the activation site whose tensor is \"vit.layer.0.fc1.input.scale\"",
           [&](json& a) { a["sites"].erase(fc1); });
 }
@@ -74,8 +79,10 @@ TEST(ActivationSitesFile, RefusesStepsThatAreNone) {
     CheckpointWriter writer(folder.path(), {});
     writer.add("fc1.input.scale", "F32", {1}, &step);
     const json site = {{"grid", "affine"}, {"bits", 8}, {"zero_point", 3}};
-    writer.finish({{"quantization_config", {{"activations", {{"version", 1}, {"sites", {{"fc1.input", site}}}}}}}});
-    EXPECT_TRUE(throws_with("the step is", [&] { read_activation_sites(Checkpoint::open(folder.path())); })) << step;
+    writer.finish(
+        {{"quantization_config", {{"activations", {{"version", 1}, {"sites", {{"fc1.input", site}}}}}}}});
+    EXPECT_TRUE(throws_with("the step is", [&] { read_activation_sites(Checkpoint::open(folder.path())); }))
+        << step;
   }
 }
 
