@@ -14,6 +14,7 @@
 #include "kernels/ops/layernorm.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/rank_update.h"
+#include "kernels/ops/round_activations.h"
 #include "kernels/ops/round_columns.h"
 #include "kernels/ops/second_moment.h"
 
@@ -58,6 +59,7 @@ class Backend {
   virtual void run(const Embedding<ResidualBinaryView>& op) = 0;
   virtual void run(const GatherRows& op) = 0;
   virtual void run(const LayerNorm& op) = 0;
+  virtual void run(const RoundActivations& op) = 0;
   virtual void run(const Attention& op) = 0;
   virtual void run(const StoreHalfRows& op) = 0;
   virtual void run(const LoadHalfRows& op) = 0;

@@ -188,6 +188,8 @@ std::unique_ptr<nn::Model> build_opt(const Checkpoint& checkpoint, Backend& back
     if (tensor.name.starts_with(beyond))
       throw Error(
           str(file, ": num_hidden_layers is ", config.layers, ", but the checkpoint holds ", tensor.name));
+  if (!read_activation_sites(checkpoint).empty())
+    throw Error(file + ": has activation sites; of text models only weights are quantized");
   return std::make_unique<Opt>(config, prefix, WeightLoader(checkpoint, backend));
 }
 

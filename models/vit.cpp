@@ -1,12 +1,14 @@
 #include "models/vit.h"
 
 #include <algorithm>
+#include <charconv>
 #include <numeric>
 
 #include "engine/nn/attention.h"
 #include "engine/nn/embedding.h"
 #include "engine/nn/mlp.h"
 #include "engine/nn/pick_rows.h"
+#include "engine/io/json.h"
 #include "models/vit_config.h"
 #include "models/weight_loader.h"
 
@@ -27,6 +29,7 @@ class Vit final : public nn::Model {
 
  private:
   std::unique_ptr<nn::Block> load_block(int64_t index) const;
+  void check_sites() const;
   nn::LayerNorm layernorm(const std::string& name) const;
   void load_queries(const std::string& block, nn::AttentionBranch& attention) const;
   void load_embedding();
@@ -55,6 +58,29 @@ Vit::Vit(const VitConfig& config, const WeightLoader& loader) : config_(config),
   load_embedding();
   final_norm_ = layernorm(config.names.outer(config.names.final_norm));
   load_head();
+  check_sites();
+}
+
+// A grid for a place that this model does not have would silently be left out.
+void Vit::check_sites() const {
+  const VitNames& names = config_.names;
+  const std::string block = std::string(names.prefix) + names.block;
+  const auto known = [&](const std::string& site) {
+    if (site == head_.name + ".input") return true;
+    int64_t index = -1;
+    const char* end = site.data() + site.size();
+    if (!site.starts_with(block)) return false;
+    const char* rest = std::from_chars(site.data() + block.size(), end, index).ptr;
+    if (index < 0 || index >= config_.layers || rest == end) return false;
+    const std::string inside(rest + 1, end);
+    for (const char* layer : {names.query, names.key, names.value, names.out, names.fc1, names.fc2})
+      if (inside == std::string(layer) + ".input") return true;
+    for (const char* layer : {names.query, names.key, names.value})
+      if (inside == std::string(layer) + ".output") return true;
+    return inside == names.probabilities;
+  };
+  for (const auto& [site, grid] : loader_.sites())
+    if (!known(site)) throw Error(str("activation site ", shown(site, 200), " has no place in a ViT of ", config_.layers, " layers"));
 }
 
 void Vit::load_embedding() {
@@ -129,6 +155,8 @@ std::unique_ptr<nn::Block> Vit::load_block(int64_t index) const {
   attention->norm = layernorm(block + names.norm_before);
   attention->heads = config_.heads;
   attention->layer = int(index);
+  attention->probabilities = block + names.probabilities;
+  for (const nn::ActivationSite& site : attention->inner_sites()) *site.grid = loader_.grid(site.name);
   attention->mask = Mask::full;
   auto mlp = std::make_unique<nn::MlpBranch>();
   mlp->fc1 = loader_.linear(block + names.fc1, config_.ffn, config_.hidden, true);

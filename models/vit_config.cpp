@@ -26,6 +26,7 @@ constexpr VitNames hugging_face(const char* prefix, const char* head) {
           .norm_after = "layernorm_after",
           .fc1 = "intermediate.dense",
           .fc2 = "output.dense",
+          .probabilities = "attention.attention.probabilities",
           .head = head,
           .distillation_head = "distillation_classifier"};
 }
@@ -49,6 +50,7 @@ constexpr VitNames kLayouts[] = {hugging_face("vit.", "classifier"),
                                   .norm_after = "norm2",
                                   .fc1 = "mlp.fc1",
                                   .fc2 = "mlp.fc2",
+                                  .probabilities = "attn.probabilities",
                                   .head = "head",
                                   .distillation_head = "head_dist"}};
 
@@ -216,7 +218,8 @@ void Reader::check_tensors() const {
       if (index < 0 || index >= config_.layers || rest == end) return false;
       const std::string inside(rest + 1, end);
       for (const char* part : {names.query, names.key, names.value, names.out, names.norm_before,
-                               names.norm_after, names.fc1, names.fc2, names.fused})
+                               names.norm_after, names.fc1, names.fc2, names.fused,
+                               names.probabilities})
         if (part && is_of(inside, part)) return true;
       return false;
     }

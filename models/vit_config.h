@@ -15,6 +15,7 @@ struct VitNames {
   const char* block;
   const char* fused;  ///< q, k and v as one linear layer; null where there is none
   const char *query, *key, *value, *out, *norm_before, *norm_after, *fc1, *fc2;
+  const char* probabilities;  ///< the activation site behind softmax
   const char *head, *distillation_head;
 
   std::string outer(const char* name) const { return std::string(prefix) + name; }

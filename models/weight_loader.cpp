@@ -5,7 +5,7 @@
 namespace ballast {
 
 WeightLoader::WeightLoader(const Checkpoint& checkpoint, Backend& backend)
-    : checkpoint_(checkpoint), backend_(backend) {
+    : checkpoint_(checkpoint), backend_(backend), sites_(read_activation_sites(checkpoint)) {
   if (const auto config = packed_config(checkpoint)) zero_inputs_ = config->zero_inputs;
 }
 
@@ -49,6 +49,7 @@ nn::Linear WeightLoader::linear_part(const std::string& name, const std::string&
   layer.name = name;
   layer.weight = Weight::dense(
       backend_, checkpoint_.weight(fused + ".weight", {rows, in_features}).rows(first, out_features));
+  layer.input_grid = grid(layer.input_site().name);
   if (!has(fused + ".bias")) return layer;
   const std::vector<float> bias = floats(fused + ".bias", {rows});
   layer.bias = Tensor::from_floats(backend_, std::span(bias).subspan(size_t(first), size_t(out_features)),
@@ -61,6 +62,7 @@ nn::Linear WeightLoader::linear(const std::string& name, int64_t out_features, i
   nn::Linear layer;
   layer.name = name;
   layer.weight = weight(name, out_features, in_features);
+  layer.input_grid = grid(layer.input_site().name);
   // Quantized folders of bias-free models carry a bias everywhere, so look rather than trust the flag alone.
   if (biased || has(name + ".bias")) {
     layer.bias = tensor(name + ".bias", {out_features});
@@ -78,8 +80,14 @@ nn::Linear WeightLoader::linear(const std::string& name, int64_t out_features, i
   return layer;
 }
 
+std::optional<ActivationGrid> WeightLoader::grid(const std::string& site) const {
+  const auto found = sites_.find(site);
+  return found == sites_.end() ? std::nullopt : std::optional(found->second);
+}
+
 nn::LayerNorm WeightLoader::layernorm(const std::string& name, int64_t hidden, bool affine) const {
   nn::LayerNorm norm;
+  norm.name = name;
   if (!affine) return norm;
   norm.weight = tensor(name + ".weight", {hidden});
   norm.bias = tensor(name + ".bias", {hidden});

@@ -5,7 +5,7 @@
 #include <span>
 #include <string>
 
-#include "engine/io/checkpoint.h"
+#include "engine/io/activation_sites.h"
 #include "engine/nn/layernorm.h"
 #include "engine/nn/linear.h"
 
@@ -44,12 +44,16 @@ class WeightLoader {
   /// A linear layer; with `biased` its bias must be there. Compensation tensors are picked up where they
   /// exist.
   nn::Linear linear(const std::string& name, int64_t out_features, int64_t in_features, bool biased) const;
+  /// The grid of an activation site; empty where its values stay as they are. Linear layers have theirs already.
+  std::optional<ActivationGrid> grid(const std::string& site) const;
+  const ActivationSites& sites() const { return sites_; }
   /// weight and bias [hidden], or neither when not `affine`; without `biased` the bias is left out.
   nn::LayerNorm layernorm(const std::string& name, int64_t hidden, bool affine) const;
 
  private:
   const Checkpoint& checkpoint_;
   Backend& backend_;
+  ActivationSites sites_;
   std::map<std::string, double> zero_inputs_;  ///< PackedConfig::zero_inputs
 };
 

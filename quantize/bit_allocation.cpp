@@ -71,7 +71,7 @@ void WidthPlanner::measure(const nn::Linear& layer, const GradientStatistics& gr
   CHECK(found && !found->guided.empty());
   const int64_t in = layer.in_features(), out = layer.out_features();
   const bool pinned = head ? job_.recipe.head_bits != 0 : grid_of(layer, 0, false).bits != -1;
-  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const bool centred = job_.recipe.centres_inputs();
   const Method& method = method_named(job_.recipe.method);
   LayerInput input(job_.backend, found->guided.front().curvature(centred), {.damping = job_.recipe.damping},
                    layer.name);

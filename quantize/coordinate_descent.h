@@ -40,6 +40,7 @@ struct CoordinateOptions {
   bool move_zero_points = true;  ///< not for a symmetric grid
   bool start_at_target = false;  ///< begin at Q = W instead of the matrix's codes: the first sweep then feeds
                                  ///< errors back as GPTQ does
+  int max_code = 0;              ///< largest code in use; 0: the largest that the matrix's width holds
   double damping = 0;            ///< this share of mean(diag H) is added to the diagonal
 };
 

@@ -42,6 +42,7 @@ class Descent {
   bool apply_scale(int64_t row, int64_t group, float scale);
   void decode();
   int64_t groups() const { return matrix_.groups(); }
+  int max_code() const { return options_.max_code > 0 ? options_.max_code : matrix_.max_code(); }
   /// c̄: the code less its zero point.
   float step(int64_t row, int64_t column) const {
     return float(int(matrix_.codes[size_t(row * n_ + column)]) -

@@ -157,7 +157,7 @@ int64_t Descent::visit(int64_t row, const Block& block, float* residual, float* 
     const float zero = float(matrix_.zero_points[grid]);
     const float best = current + residual[i] * inverse_[size_t(column)];
     if (!off_grid_ && std::fabs(best - current) <= (0.5f + kMargin) * scale) continue;
-    const float code = std::clamp(std::nearbyint(best / scale) + zero, 0.0f, float(matrix_.max_code()));
+    const float code = std::clamp(std::nearbyint(best / scale) + zero, 0.0f, float(max_code()));
     const float value = scale * (code - zero), delta = value - current;
     matrix_.codes[size_t(row * n_ + column)] = uint8_t(code);
     if (delta == 0) continue;

@@ -14,7 +14,7 @@ double Descent::try_zero_point(int64_t row, int64_t group, int by, Trial& trial)
   const int64_t size = matrix_.group_size, from = group * size;
   const size_t grid = size_t(row * groups() + group);
   const float scale = scales_[grid], zero = float(int(matrix_.zero_points[grid]) + by);
-  const float low = -zero * scale, high = (float(matrix_.max_code()) - zero) * scale;
+  const float low = -zero * scale, high = (float(max_code()) - zero) * scale;
   trial.residual.assign(residual_.begin() + row * n_ + from, residual_.begin() + row * n_ + from + size);
   trial.change.assign(size_t(size), 0.0f);
   double objective = 0;
@@ -33,7 +33,7 @@ double Descent::try_zero_point(int64_t row, int64_t group, int by, Trial& trial)
     const float current = q_[size_t(row * n_ + from + j)] + trial.change[size_t(j)];
     const float best = current + trial.residual[size_t(j)] * inverse_[size_t(from + j)];
     if (std::fabs(best - current) <= (0.5f + kMargin) * scale) continue;
-    const float code = std::clamp(std::nearbyint(best / scale) + zero, 0.0f, float(matrix_.max_code()));
+    const float code = std::clamp(std::nearbyint(best / scale) + zero, 0.0f, float(max_code()));
     if (const float value = scale * (code - zero); value != current) move_to(j, value);
   }
   return objective;
@@ -45,7 +45,7 @@ bool Descent::move_zero_point(int64_t row, int64_t group, Trial& trial, Trial& b
   double best_change = 0;
   int best_by = 0;
   for (const int by : {-1, 1}) {
-    if (zero + by < 0 || zero + by > matrix_.max_code()) continue;
+    if (zero + by < 0 || zero + by > max_code()) continue;
     const double change = try_zero_point(row, group, by, trial);
     if (change < best_change) best_change = change, best_by = by, std::swap(trial, best);
   }

@@ -39,7 +39,8 @@ std::string plain(const std::string& value) {
 
 // Structured bindings name every member, so that a new one does not compile until it is added here.
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
-  const auto& [method, grid, overrides, target_bits, layer_bits, head_bits, curvature, curvature_groups, damping, act_order,
+  const auto& [method, grid, overrides, target_bits, layer_bits, head_bits, activation_bits, fold_ranges, logarithms,
+               curvature, curvature_groups, damping, act_order,
                static_groups, options, class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs,
                correct_drift] = recipe;
   const auto& [sweeps, greedy_order, anneal, refit_scales, unbiased_scales, per_layer, outlier_threshold,
@@ -55,6 +56,9 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   static_cast<void>(layer_bits);  // follows from everything else
   fingerprint["--target-bits"] = text_of(target_bits);
   fingerprint["--head-bits"] = text_of(int64_t(head_bits));
+  fingerprint["--activation-bits"] = text_of(int64_t(activation_bits));
+  fingerprint["--fold-ranges"] = text_of(fold_ranges);
+  fingerprint["--logarithms"] = text_of(logarithms);
   fingerprint["--curvature"] = name_of(curvature);
   fingerprint["--curvature-groups"] = text_of(curvature_groups);
   fingerprint["--sweeps"] = text_of(int64_t(sweeps));

@@ -12,11 +12,12 @@
 namespace ballast {
 namespace {
 
-constexpr int kAffineBits[] = {2, 3, 4, 8};
+constexpr int kAffineBits[] = {2, 3, 4, 6, 8};
+constexpr int kSpqrBits[] = {2, 3, 4, 8};
 constexpr int kOneBit[] = {1};
 
 double affine_bits(int64_t, int64_t, const GridOptions& grid, const MethodOptions&) {
-  return AffineMatrix{.bits = grid.bits, .group_size = grid.group_size}.bits_per_weight();
+  return AffineMatrix{.bits = stored_code_bits(grid.bits), .group_size = grid.group_size}.bits_per_weight();
 }
 
 // Without outliers.
@@ -56,7 +57,7 @@ constexpr Method kMethods[] = {
     {.name = "spqr",
      .solve = solve_spqr,
      .stored_bits = spqr_bits,
-     .bits = kAffineBits,
+     .bits = kSpqrBits,
      .has_uniform_grid = false,
      .has_column_order = false,
      .one_curvature = true,  // runs of rows would end inside a tile of statistics
@@ -85,7 +86,7 @@ const Method& method_named(const std::string& name) {
 }
 
 AffineMatrix empty_matrix(const LayerProblem& problem) {
-  AffineMatrix matrix{.bits = problem.grid.bits,
+  AffineMatrix matrix{.bits = stored_code_bits(problem.grid.bits),
                       .out_features = problem.out_features,
                       .in_features = problem.in_features,
                       .group_size = problem.grid.group_size};

@@ -49,7 +49,7 @@ void QuantizedOutput::add_matrix(const std::string& module, const QuantizedMatri
   const bool usual_group = recipe_.grid.group_size == 0
                                ? per_row
                                : matrix.group_size == std::min(recipe_.grid.group_size, matrix.in_features);
-  if (layout != layout_ || matrix.bits != recipe_.grid.bits || !usual_group)
+  if (layout != layout_ || matrix.bits != stored_code_bits(recipe_.grid.bits) || !usual_group)
     exceptions_.push_back({module, layout, matrix.bits, per_row ? -1 : matrix.group_size});
 }
 
@@ -74,7 +74,7 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
   writer_.copy_side_files(source_.folder());
 
   const PackedConfig packed{.layout = encodings_.empty() ? layout_ : PackedLayout::ballast,
-                            .bits = recipe_.grid.bits,
+                            .bits = stored_code_bits(recipe_.grid.bits),
                             .group_size = recipe_.grid.group_size == 0 ? -1 : recipe_.grid.group_size,
                             .symmetric = recipe_.grid.symmetric,
                             .encodings = {encodings_.begin(), encodings_.end()}};
@@ -92,6 +92,7 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
                           {"calibration_hash", str(std::hex, report.calibration_hash)},
                           {"samples", report.samples},
                           {"length", report.length}};
+  if (!sites_.empty()) quantization["activations"] = write_activation_sites(writer_, sites_, recipe_.activation_bits);
   nlohmann::json zero_inputs = nlohmann::json::object();
   for (const LayerReport& layer : report.layers)
     if (layer.zero_inputs > 0) zero_inputs[layer.name] = layer.zero_inputs;

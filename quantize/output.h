@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/io/activation_sites.h"
 #include "engine/io/checkpoint_writer.h"
 #include "engine/io/quantized.h"
 #include "engine/nn/linear.h"
@@ -32,6 +33,7 @@ class QuantizedOutput {
   /// `suffix` includes its dot: ".bias", ".compensation", …
   void add_vector(const std::string& module, const std::string& suffix, std::span<const float> values,
                   std::vector<int64_t> shape);
+  void add_sites(const ActivationSites& sites) { sites_.insert(sites.begin(), sites.end()); }
   /// Of all tensors; known once finished.
   uint64_t tensor_bytes() const { return tensor_bytes_; }
   /// Copies every tensor not replaced, the tokenizer's files, and writes the configs.
@@ -47,6 +49,7 @@ class QuantizedOutput {
   std::set<std::string> replaced_;  ///< tensor names
   std::set<std::string> modules_;
   std::set<std::string> encodings_;  ///< written ones that have no published layout
+  ActivationSites sites_;
   uint64_t tensor_bytes_ = 0;
   std::vector<PackedException> exceptions_;
 };

@@ -55,11 +55,12 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
     bits += per_weight * in * out;
     if (const StoredTensor* tensor = source.find(layer.name + ".weight")) plan.output_bytes -= tensor->bytes;
     plan.output_bytes += uint64_t(per_weight * in * out / 8 + in * 4);
-    if (recipe.compensation == Compensation::position)
-      plan.output_bytes += uint64_t(2 * double(length) * out);
+    const double rows = recipe.compensation == Compensation::position ? double(length)
+                        : recipe.compensation == Compensation::token  ? 1
+                                                                      : 0;
+    plan.output_bytes += uint64_t(2 * rows * out);
     plan.journal_bytes += uint64_t(per_weight * in * out / 8 + 4 * out);
-    if (recipe.compensation == Compensation::position)
-      plan.journal_bytes += uint64_t(4 * double(length) * out);
+    plan.journal_bytes += uint64_t(4 * rows * out);
     plan.gigaflops += 2e-9 * in * in * (2 * out + in / 3);
     largest_layer = std::max(largest_layer, uint64_t(in * out));
     largest_input = std::max(largest_input, uint64_t(in));

@@ -6,6 +6,7 @@
 
 #include "engine/core/process.h"
 #include "engine/io/quantized.h"
+#include "quantize/activation_sites.h"
 #include "quantize/calibration.h"
 #include "quantize/gptaq.h"
 #include "quantize/gradient_statistics.h"
@@ -39,7 +40,10 @@ class Quantizer {
       stream_.emplace(job.backend, job.model, job.tokens);
       if (job.recipe.keeps_reference()) reference_.emplace(job.backend, job.model, job.tokens);
     }
+    if (job.recipe.activation_bits > 0)
+      chooser_.emplace(job.backend, job.model, job.journal, job.recipe);
     if (job.recipe.compensation == Compensation::position) positions_ = job.tokens.length;
+    if (job.recipe.compensation == Compensation::token) positions_ = 1;
     report_.recipe = job.recipe;
     report_.calibration = job.tokens.source;
     report_.calibration_hash = job.tokens.hash();
@@ -71,6 +75,11 @@ class Quantizer {
   GridOptions grid_of(const nn::Linear& layer, bool in_block) const;
   /// True if none of `layers` is left to be solved: their input need not be seen.
   bool settled(const std::vector<nn::Linear*>& layers, bool in_block) const;
+  HiddenStream* stream() { return stream_ ? &*stream_ : nullptr; }
+  /// Those of `layers` that an override leaves in float.
+  std::vector<nn::Linear*> kept_float(const std::vector<nn::Linear*>& layers) const;
+  void settle_sites(int64_t block, nn::Branch& branch, nn::Branch* float_branch, bool contract,
+                    const std::vector<nn::Linear*>& layers);
   void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
   void quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block);
   void gather_block_gradients(int64_t first);
@@ -89,6 +98,7 @@ class Quantizer {
   std::optional<HiddenStream> stream_;  ///< empty when no module is left to be solved
   std::optional<HiddenStream> reference_;
   StoredRows kept_inputs_;  ///< [rows, width], or empty: inputs of the branch's contract layer
+  std::optional<ActivationChooser> chooser_;     ///< where activations are quantized
   std::optional<GradientStatistics> gradients_;  ///< of the block at hand, where the curvature wants them
   int64_t positions_ = 0;
   bool biases_added_ = false;
@@ -105,7 +115,7 @@ QuantizeReport Quantizer::run() {
   if (job_.recipe.tune_epochs > 0) {
     reference_.reset();
     gradients_.reset();
-    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_,
+    const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_, chooser_ ? &*chooser_ : nullptr,
                                      {.epochs = job_.recipe.tune_epochs}, [&](int64_t done, int64_t all) {
                                        QuantizeProgress at = progress_;
                                        at.module = str("tuning, step ", done, " of ", all);
@@ -128,7 +138,7 @@ QuantizeReport Quantizer::run() {
 }
 
 InputMoments Quantizer::empty_moments(int64_t features) const {
-  InputMoments moments{Statistics(features, positions_, true), Statistics(features, 0, false), {}};
+  InputMoments moments{Statistics(features, positions_, true), Statistics(features, std::min<int64_t>(positions_, 1), false), {}};
   if (job_.recipe.correlates_inputs()) moments.drift.resize(size_t(features * features));
   return moments;
 }
@@ -207,6 +217,7 @@ void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& pa
   const int64_t width = hidden.shape[1];
   if (moments.residual_sum.empty()) {
     moments.residual_sum.resize(size_t(width));
+    moments.residual_first.resize(size_t(width));
     moments.residual.resize(size_t(width * x.shape[1]));
   }
   const auto add_rows = [&](const TensorView& input, const TensorView& here, const TensorView& here_float) {
@@ -218,6 +229,11 @@ void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& pa
     add_drift(part, input, here, here_float, moments.residual);
   };
   add_rows(x, hidden, hidden_float);
+  const double weight = double(repeats_class_tokens() ? job_.recipe.class_weight : 1);
+  for (const AttentionSpan& span : part.context.batch.spans)
+    for (int64_t i = 0; i < width; ++i)
+      moments.residual_first[size_t(i)] +=
+          weight * (double(hidden_float.row(span.first_row)[i]) - double(hidden.row(span.first_row)[i]));
   if (!repeats_class_tokens()) return;
   Workspace::Scope scope(part.context.workspace);
   add_rows(class_tokens(part, x), class_tokens(part, hidden), class_tokens(part, hidden_float));
@@ -230,16 +246,17 @@ InputMoments Quantizer::gather(nn::Branch& branch, nn::Branch* float_branch, boo
     const TensorView x = which.expand_input(part.context, part.hidden);
     return contract ? which.contract_input(part.context, x) : x;
   };
-  InputMoments moments =
-      empty_moments((contract ? branch.contract() : *branch.expand().front()).in_features());
+  const nn::Linear& layer = contract ? branch.contract() : *branch.expand().front();
+  InputMoments moments = empty_moments(layer.in_features());
   side_by_side([&](const HiddenStream::Part& part, const HiddenStream::Part* reference) {
     const TensorView x = input_of(branch, part);
     if (contract && kept_inputs_) kept_inputs_.store(job_.backend, part.first_row, x);
-    if (!reference) return add(moments, part, x, {});
+    const TensorView read = nn::rounded(part.context, layer.input_grid, x);
+    if (!reference) return add(moments, part, read, {});
     const TensorView x_float = input_of(*float_branch, *reference);
-    add(moments, part, x, x_float);
+    add(moments, part, read, x_float);
     if (!contract) return;
-    add_residual(moments, part, x, part.hidden, reference->hidden);
+    add_residual(moments, part, read, part.hidden, reference->hidden);
     float_branch->finish(reference->context, x_float, reference->hidden);
   });
   return moments;
@@ -331,6 +348,7 @@ void Quantizer::quantize_block(int64_t index) {
     nn::Branch* const float_branch = float_block ? float_block->branches[i].get() : nullptr;
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = layers_of(branch, contract);
+      if (chooser_) settle_sites(index, branch, float_branch, contract, layers);
       if (settled(layers, true)) {
         install_settled(layers, true);
         if (contract && !job_.recipe.one_pass) advance_reference(float_block.get(), i, i + 1);
@@ -349,12 +367,13 @@ void Quantizer::quantize_block(int64_t index) {
 
 void Quantizer::quantize_head() {
   nn::Linear& head = job_.model.lm_head();
+  if (chooser_) output_.add_sites(chooser_->settle_head(stream()));
   if (settled({&head}, false)) return install_settled({&head}, false);
   gather_block_gradients(job_.model.facts().layers);
   InputMoments moments = empty_moments(head.in_features());
   side_by_side([&](const HiddenStream::Part& part, const HiddenStream::Part* reference) {
     const TensorView x = job_.model.head_input(part.context, part.hidden);
-    add(moments, part, x,
+    add(moments, part, nn::rounded(part.context, head.input_grid, x),
         reference ? job_.model.head_input(reference->context, reference->hidden) : TensorView());
   });
   quantize_layers({&head}, std::move(moments), false);
@@ -383,7 +402,7 @@ std::vector<LayerInput> Quantizer::gradient_inputs(const nn::Linear& layer) cons
   const LayerGradients* gradients = gradients_ ? gradients_->find(layer.name) : nullptr;
   if (!gradients) return inputs;
   const FactorOptions options{.damping = job_.recipe.damping, .act_order = job_.recipe.act_order};
-  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const bool centred = job_.recipe.centres_inputs();
   const auto add = [&](const ExtendedMoment& moment) {
     inputs.emplace_back(job_.backend, moment.curvature(centred), options, layer.name);
   };
@@ -421,7 +440,7 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
 }
 
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
-  const bool centred = job_.recipe.compensation == Compensation::joint;
+  const bool centred = job_.recipe.centres_inputs();
   std::optional<DriftMoments> drift;
   if (job_.recipe.correlates_inputs()) drift = drift_moments(moments, centred);
   LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),
@@ -452,6 +471,22 @@ bool Quantizer::settled(const std::vector<nn::Linear*>& layers, bool in_block) c
   });
 }
 
+std::vector<nn::Linear*> Quantizer::kept_float(const std::vector<nn::Linear*>& layers) const {
+  std::vector<nn::Linear*> kept;
+  for (nn::Linear* layer : layers)
+    if (grid_of(*layer, true).bits == 0) kept.push_back(layer);
+  return kept;
+}
+
+void Quantizer::settle_sites(int64_t block, nn::Branch& branch, nn::Branch* float_branch, bool contract,
+                             const std::vector<nn::Linear*>& layers) {
+  output_.add_sites(chooser_->settle(stream(), block, branch, float_branch, contract, kept_float(layers)));
+  if (contract || !chooser_->fold_of(layers.front()->name)) return;
+  const int64_t width = layers.front()->in_features();
+  output_.add_vector(branch.norm.name, ".weight", branch.norm.weight.to_floats(), {width});
+  output_.add_vector(branch.norm.name, ".bias", branch.norm.bias.to_floats(), {width});
+}
+
 void Quantizer::install_settled(const std::vector<nn::Linear*>& layers, bool in_block) {
   for (nn::Linear* layer : layers) {
     if (grid_of(*layer, in_block).bits == 0) {
@@ -477,7 +512,8 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
   const Clock::time_point start = Clock::now();
   const int64_t in = layer.in_features();
   const GridOptions grid = grid_of(layer, in_block);
-  const std::vector<float> weight = source_weight(job_.source, layer);
+  std::vector<float> weight = source_weight(job_.source, layer);
+  if (const RangeFold* fold = chooser_ ? chooser_->fold_of(layer.name) : nullptr) fold_weight(*fold, weight);
   std::vector<float> target;
   if (drift) target = asymmetric_target(job_.backend, weight, *drift, shared.factor());
   LayerProblem problem{.name = layer.name,
@@ -504,9 +540,12 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
   const bool correct_drift = job_.recipe.correct_drift;
   std::vector<double> residual_drift(correct_drift ? moments.residual_sum : std::vector<double>());
   for (double& value : residual_drift) value /= double(moments.quantized.count);
+  std::vector<double> first_drift(correct_drift && moments.quantized.positions() > 0 ? moments.residual_first
+                                                                                     : std::vector<double>());
+  for (double& value : first_drift) value /= double(std::max<int64_t>(1, moments.quantized.position_count[0]));
   // A target for centred inputs leaves the mean open: without drift correction it stays W·E[x].
   const Statistics* reference = correct_drift ? &moments.reference
-                                : drift && job_.recipe.compensation == Compensation::joint
+                                : drift && job_.recipe.centres_inputs()
                                     ? &moments.quantized
                                     : nullptr;
   const CompensationResult result =
@@ -516,6 +555,7 @@ LayerRecord Quantizer::solve(const nn::Linear& layer, LayerInput& shared, const 
                                 .input = moments.quantized,
                                 .reference = reference,
                                 .residual_drift = residual_drift,
+                                .first_drift = first_drift,
                                 .kind = job_.recipe.compensation,
                                 .power = [&](std::span<const float> a) { return shared.output_power(a); }});
   LayerRecord record{.report = {.name = layer.name,

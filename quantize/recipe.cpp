@@ -11,6 +11,7 @@ namespace {
 constexpr std::pair<Compensation, const char*> kCompensations[] = {{Compensation::none, "none"},
                                                                    {Compensation::channel, "channel"},
                                                                    {Compensation::joint, "joint"},
+                                                                   {Compensation::token, "token"},
                                                                    {Compensation::position, "position"}};
 
 constexpr std::pair<CurvatureKind, const char*> kCurvatures[] = {
@@ -52,7 +53,7 @@ const char* name_of(Compensation compensation) {
 Compensation compensation_named(const std::string& name) {
   for (const auto& [value, known] : kCompensations)
     if (name == known) return value;
-  throw Error("--compensate is \"" + name + "\", expected none, channel, joint or position");
+  throw Error("--compensate is \"" + name + "\", expected none, channel, joint, token or position");
 }
 
 const char* name_of(CurvatureKind curvature) {
@@ -85,6 +86,10 @@ void Recipe::check() const {
   if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
   if (head_bits != 0 && !solver.has_width(head_bits))
     throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
+  if (activation_bits != 0 && activation_bits != 4 && activation_bits != 6 && activation_bits != 8)
+    throw Error(str("--activation-bits is ", activation_bits, ", expected 4, 6 or 8, or 0 for float activations"));
+  if (activation_bits != 0 && one_pass)
+    throw Error("--one-pass makes no sense with --activation-bits: a site's grid is found behind the layers that are quantized already");
   if (grid.group_size < 0)
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))
@@ -137,6 +142,11 @@ void Recipe::check() const {
   for (const LayerOverride& rule : overrides)
     if (rule.bits != 0 && !solver.has_width(rule.bits))
       throw Error(str("--override ", rule.pattern, ": bits is ", rule.bits, ", ", solver.widths()));
+}
+
+bool Recipe::centres_inputs() const {
+  return compensation == Compensation::joint ||
+         (compensation == Compensation::token && method_named(method).uses_curvature);
 }
 
 GridOptions Recipe::grid_for(const std::string& module, int64_t in_features) const {

@@ -14,6 +14,8 @@ enum class Compensation : uint8_t {
   none,
   channel,   ///< b += (W − Q)·E[x]: the mean output error of each channel
   joint,     ///< codes chosen for the centred second moment E[xxᵀ] − E[x]E[x]ᵀ, then as channel
+  token,     ///< as joint (channel with a method that sees no inputs), but the first position, an image's class token,
+             ///< gets a vector of its own, in an extra tensor
   position,  ///< as channel, plus the deviation of each absolute position's mean error, in an extra tensor
 };
 const char* name_of(Compensation compensation);
@@ -32,12 +34,17 @@ CurvatureKind curvature_named(const std::string& name);
 
 /// The uniform grid of one group: how scale and zero point are found.
 struct GridOptions {
-  int bits = 4;              ///< 2, 3, 4 or 8; 1 for billm
+  int bits = 4;              ///< 2, 3, 4, 6 or 8; 1 for billm; codes of 6 bits are kept in 8
   int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
   bool symmetric = false;    ///< zero point in the middle of the codes
   bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
   double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1], or 0: standard_range_shrink
 };
+
+/// Bits that a code takes in memory and in files.
+constexpr int stored_code_bits(int bits) {
+  return bits == 6 ? 8 : bits;
+}
 
 /// What single methods have beyond the grid. -1: the method's own value (Recipe::fill_defaults).
 struct MethodOptions {
@@ -79,6 +86,11 @@ struct Recipe {
   std::map<std::string, int> layer_bits;  ///< what bit allocation chose; an override wins
   int head_bits = 0;                      ///< also quantize the head (and the embedding tied to it); 0: leave it
 
+  /// Width of the codes that activations are rounded to (activation_search.h); 0: they stay in float.
+  int activation_bits = 0;
+  bool fold_ranges = true;  ///< where it helps, channels of normalized inputs are brought to one range (range_fold.h)
+  bool logarithms = true;  ///< probabilities may have levels at powers of 2 or √2; off: twin grids, as in PTQ4ViT
+
   CurvatureKind curvature = CurvatureKind::activation;
   int64_t curvature_groups = 4;  ///< guided: runs of rows with a curvature of their own, at most
 
@@ -99,6 +111,8 @@ struct Recipe {
 
   /// Whether a float stream runs beside the quantized one, and whether their inputs are correlated.
   bool keeps_reference() const { return correct_drift || correlates_inputs(); }
+  /// Whether codes are chosen for centred inputs.
+  bool centres_inputs() const;
   bool correlates_inputs() const { return asymmetric || gptaq > 0; }
   /// Puts the method's own values where a choice is open: bits 0, a group size, damping or sweeps of -1.
   /// Error when bits is open and the method has more than one width.

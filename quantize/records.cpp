@@ -226,4 +226,35 @@ std::map<std::string, int> widths_from_bytes(std::string_view bytes, const std::
   return widths;
 }
 
+std::string to_bytes(const ActivationSites& sites, const std::vector<float>& factors, const std::vector<float>& shifts) {
+  Writer writer;
+  writer(uint64_t(sites.size()));
+  for (const auto& [name, grid] : sites) {
+    const auto& [kind, bits, step, zero_point, shift, per_octave] = grid;
+    writer(name, uint8_t(kind), bits, step, zero_point, shift, per_octave);
+  }
+  writer(factors, shifts);
+  return writer.take();
+}
+
+std::tuple<ActivationSites, std::vector<float>, std::vector<float>> sites_from_bytes(std::string_view bytes, const std::string& what) {
+  Reader reader(bytes, what);
+  ActivationSites sites;
+  for (uint64_t left = reader.number(); left > 0; --left) {
+    std::string name;
+    ActivationGrid grid;
+    uint8_t kind;
+    reader(name, kind, grid.bits, grid.step, grid.zero_point, grid.shift, grid.per_octave);
+    if (kind > uint8_t(ActivationGrid::Kind::logarithm)) reader.fail(str("has a grid of kind ", int(kind)));
+    grid.kind = ActivationGrid::Kind(kind);
+    grid.check(what + ": " + name);
+    sites[name] = grid;
+  }
+  std::vector<float> factors, shifts;
+  reader(factors, shifts);
+  reader.expect_end();
+  if (factors.size() != shifts.size()) reader.fail(str("has ", factors.size(), " factors and ", shifts.size(), " shifts"));
+  return {sites, factors, shifts};
+}
+
 }  // namespace ballast

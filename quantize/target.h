@@ -30,7 +30,8 @@ struct InputMoments {
   std::vector<float> drift;
   /// For a layer that adds to the residual stream: f32 [hidden, features], Σ (h_f − h_q) x_qᵀ; else empty.
   std::vector<float> residual;
-  std::vector<double> residual_sum;  ///< f64 [hidden], Σ h_f − h_q
+  std::vector<double> residual_sum;    ///< f64 [hidden], Σ h_f − h_q
+  std::vector<double> residual_first;  ///< the same over the first tokens of samples
 
   bool has_reference() const { return reference.count > 0; }
 };

@@ -49,6 +49,14 @@ class TunedLayer {
       matrix_.decode_row(row, decoded_.data() + row * matrix_.in_features);
   }
 
+  /// With what stays as it is.
+  void install_all() {
+    install();
+    const int64_t rows = int64_t(record_.positions.size()) / matrix_.out_features;
+    if (rows > 0)
+      layer_.position_bias = Tensor::from_floats(backend_, record_.positions, {rows, matrix_.out_features});
+  }
+
   void gather(const TensorView& x, const TensorView& dz) {
     const int64_t out = matrix_.out_features, in = matrix_.in_features, groups = matrix_.groups();
     if (spread_ == 0) measure_spread(x);
@@ -139,7 +147,7 @@ class TuningObserver final : public nn::Observer {
 }  // namespace
 
 TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& tokens,
-                  std::vector<LayerRecord>& records, const TuningOptions& options,
+                  std::vector<LayerRecord>& records, const ActivationChooser* activations, const TuningOptions& options,
                   const std::function<void(int64_t done, int64_t all)>& progress) {
   std::map<std::string, LayerRecord*> by_name;
   for (LayerRecord& record : records)
@@ -150,12 +158,13 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
   for (int64_t index = 0; index < model.facts().layers; ++index) {
     blocks.push_back(model.make_block(index));
     pointers.push_back(blocks.back().get());
+    if (activations) activations->apply(*blocks.back());
     for (const auto& branch : blocks.back()->branches) {
       std::vector<nn::Linear*> layers = branch->expand();
       layers.push_back(&branch->contract());
       for (nn::Linear* layer : layers)
         if (const auto found = by_name.find(layer->name); found != by_name.end())
-          observer.layers.try_emplace(layer, backend, *layer, *found->second).first->second.install();
+          observer.layers.try_emplace(layer, backend, *layer, *found->second).first->second.install_all();
     }
   }
 

@@ -9,6 +9,7 @@
 #include <functional>
 #include <vector>
 
+#include "quantize/activation_sites.h"
 #include "quantize/data.h"
 #include "quantize/records.h"
 
@@ -25,10 +26,10 @@ struct TuningResult {
   double after = 0;   ///< over the last tenth of the last epoch, as the steps saw it
 };
 
-/// `records`: all quantized layers of the blocks, in order; those with a uniform grid and a bias are tuned in place,
+/// `activations`: what the model rounds besides, or null; it stays. `records`: all quantized layers of the blocks, in order; those with a uniform grid and a bias are tuned in place,
 /// scales to binary16 at the end. `model`: the float model; its blocks are loaded beside the quantized ones.
 TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& tokens,
-                  std::vector<LayerRecord>& records, const TuningOptions& options,
+                  std::vector<LayerRecord>& records, const ActivationChooser* activations, const TuningOptions& options,
                   const std::function<void(int64_t done, int64_t all)>& progress);
 
 }  // namespace ballast

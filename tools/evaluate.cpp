@@ -45,7 +45,7 @@ class Evaluation {
   ClassificationScore score_;
   std::string predictions_ = "# image\tlabel\ttop1\tlogit1\ttop2\tlogit2\n";
   int64_t failed_ = 0;
-  double seconds_ = 0;
+  double seconds_ = 0, model_seconds_ = 0;
 };
 
 void Evaluation::add(const ListedImage& image, const ImageClassifier::Result& result) {
@@ -78,6 +78,7 @@ void Evaluation::run(ImageClassifier& classifier) {
                                  score_.top1(), score_.top5(), human_seconds(left)));
   }
   seconds_ = seconds();
+  model_seconds_ = classifier.model_seconds();
   progress_.finish();
 }
 
@@ -98,6 +99,7 @@ void Evaluation::report(const LoadedModel& loaded) const {
                        {"nll", score_.nll()},
                        {"images_per_second", rate},
                        {"seconds", seconds_},
+                       {"model_seconds", model_seconds_},
                        {"peak_memory_bytes", peak_memory_bytes()}});
   print(fmt::format("top-1   {:.2f} %\ntop-5   {:.2f} %\nnll     {:.4f}\nimages  {}, {:.1f} a second\n",
                     score_.top1(), score_.top5(), score_.nll(), score_.images, rate));

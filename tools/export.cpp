@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 
+#include "engine/io/activation_sites.h"
 #include "engine/io/json.h"
 #include "engine/io/packed.h"
 #include "models/weight_loader.h"
@@ -96,6 +97,10 @@ void Exporter::check() const {
           options_.model, name, options_.layout));
   for (const StoredTensor& tensor : source_.tensors()) {
     const auto [module, part] = split(tensor.name);
+    if (is_site_tensor(tensor.name))
+      throw Error(fmt::format("{}: rounds activations at {}, for which {} has no place; quantize without "
+                              "--activation-bits",
+                              options_.model, shown(module, 200), options_.layout));
     if (is_compensation(tensor.name)) {
       if (options_.drop_compensation) continue;
       throw Error(fmt::format(

@@ -115,10 +115,14 @@ std::string text_of(const Checkpoint& checkpoint, const ModelSummary& model, con
   text +=
       fmt::format("whole       {:.3f} bits per weight, with the {} head{}\n", model.model_bits(),
                   model.tied ? "tied" : "separate", model.outside.size() > 1 ? " and the projections" : "");
+  if (!model.sites.empty()) text += fmt::format("activations {}\n", sites_text(model.sites));
   if (model.outlier_share() > 0)
     text += fmt::format("outliers    {:.3f} % of the weights beside them\n", 100 * model.outlier_share());
-  if (const auto* quantization = json_find(checkpoint.config(), "quantization_config", "config.json"))
-    text += fmt::format("quantized   {}\n", quantization->dump());
+  if (const auto* quantization = json_find(checkpoint.config(), "quantization_config", "config.json")) {
+    nlohmann::json brief = *quantization;  // hundreds of sites have a line of their own
+    if (brief.is_object() && brief.contains("activations")) brief["activations"].erase("sites");
+    text += fmt::format("quantized   {}\n", brief.dump());
+  }
   return text + "\n" + tensor_list(checkpoint, options.all_tensors);
 }
 
@@ -149,6 +153,16 @@ nlohmann::json json_of(const Checkpoint& checkpoint, const ModelSummary& model) 
       if (layer.outliers >= 0)
         object["linears"].back()["outlier_share"] = double(layer.outliers) / layer.weights();
     }
+  object["activation_sites"] = nlohmann::json::array();
+  for (const SiteFacts& site : model.sites)
+    object["activation_sites"].push_back({{"name", site.name},
+                                          {"grid", name_of(site.grid.kind)},
+                                          {"bits", site.grid.bits},
+                                          {"step", site.grid.step},
+                                          {"zero_point", site.grid.zero_point},
+                                          {"shift", site.grid.shift},
+                                          {"per_octave", site.grid.per_octave},
+                                          {"execution", site.integers ? "integers" : "decoded"}});
   object["tensors"] = nlohmann::json::array();
   for (const StoredTensor& tensor : checkpoint.tensors())
     object["tensors"].push_back({{"name", tensor.name},

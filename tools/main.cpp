@@ -69,6 +69,9 @@ int run(int argc, char** argv) {
       ->type_name("N")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  app.add_option("--isa", global.backend.isa, "Processor instructions: auto, scalar, avx2 or avx512; results are the same")
+      ->type_name("NAME")
+      ->capture_default_str();
   app.add_flag("--pin", global.backend.pin, "Keep every thread on a processor of its own");
   app.add_flag("--quiet", global.quiet, "Only warnings and errors on standard error");
   app.add_flag("--no-color", global.no_color, "No colors on standard error");

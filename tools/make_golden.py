@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Modules beside this file with main(out_dir) or main(out_dir, shared); shared is a folder of larger public data or None.
-PARTS = ("golden_opt", "golden_vit", "golden_images", "golden_gradients", "golden_curvature", "golden_quantizers", "golden_tokenizers")
+PARTS = ("golden_opt", "golden_vit", "golden_images", "golden_gradients", "golden_curvature", "golden_activations", "golden_quantizers", "golden_tokenizers")
 
 
 def main():

@@ -46,6 +46,13 @@ double bits_of(const std::vector<const std::vector<LayerFacts>*>& groups) {
 }  // namespace
 
 void ModelSummary::add_block(nn::Block& block) {
+  std::map<std::string, bool> integers;
+  for (const auto& branch : block.branches) {
+    for (nn::Linear* layer : branch->expand()) integers[layer->input_site().name] = layer->runs_on_integers();
+    integers[branch->contract().input_site().name] = branch->contract().runs_on_integers();
+  }
+  for (const nn::ActivationSite& site : block.sites())
+    if (*site.grid) sites.push_back({site.name, **site.grid, integers[site.name]});
   for (const auto& branch : block.branches) {
     for (const nn::Linear* layer : branch->expand()) blocks.push_back(facts_of(*layer));
     blocks.push_back(facts_of(branch->contract()));
@@ -55,6 +62,8 @@ void ModelSummary::add_block(nn::Block& block) {
 void ModelSummary::add_outside(nn::Model& model) {
   for (const nn::Linear* layer : model.outer_linears()) outside.push_back(facts_of(*layer));
   outside.push_back(facts_of(model.lm_head()));
+  nn::Linear& head = model.lm_head();
+  if (head.input_grid) sites.push_back({head.input_site().name, *head.input_grid, head.runs_on_integers()});
 }
 
 double ModelSummary::block_bits() const {
@@ -71,6 +80,16 @@ double ModelSummary::outlier_share() const {
     for (const LayerFacts& layer : *group)
       if (layer.outliers >= 0) outliers += double(layer.outliers), weights += layer.weights();
   return weights > 0 ? outliers / weights : 0;
+}
+
+std::string sites_text(const std::vector<SiteFacts>& sites) {
+  std::map<std::string, int64_t> counts;
+  for (const SiteFacts& site : sites)
+    ++counts[fmt::format("{} of {} bits {}", name_of(site.grid.kind), site.grid.bits,
+                         site.integers ? "on integers" : "decoded")];
+  std::vector<std::string> parts;
+  for (const auto& [kind, count] : counts) parts.push_back(fmt::format("{} ×{}", kind, count));
+  return fmt::format("{}", fmt::join(parts, ", "));
 }
 
 std::string encodings_text(const std::vector<LayerFacts>& layers) {

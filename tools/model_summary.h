@@ -19,9 +19,17 @@ struct LayerFacts {
   double weights() const { return double(out_features) * double(in_features); }
 };
 
+/// One place whose values are rounded as the model runs.
+struct SiteFacts {
+  std::string name;
+  ActivationGrid grid;
+  bool integers;  ///< codes are multiplied as integers; else what they stand for, in floats
+};
+
 struct ModelSummary {
   nn::ModelFacts facts;
   std::vector<LayerFacts> blocks, outside;
+  std::vector<SiteFacts> sites;
   bool tied = false;
 
   void add_block(nn::Block& block);
@@ -33,6 +41,8 @@ struct ModelSummary {
   double outlier_share() const;
 };
 
+/// "affine of 8 bits ×48 on integers, …"
+std::string sites_text(const std::vector<SiteFacts>& sites);
 /// "W4 g128 ×72, f16 ×1"
 std::string encodings_text(const std::vector<LayerFacts>& layers);
 uint64_t tensor_bytes(const Checkpoint& checkpoint);

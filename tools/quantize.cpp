@@ -96,7 +96,7 @@ void apply_named(const QuantizeOptions& options, bool images, Recipe& recipe) {
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
-  const bool tunable = recipe.compensation == Compensation::channel || recipe.compensation == Compensation::joint;
+  const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position;
   if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
   if (!given({"--sweeps", "--gptaq"}) && named.sweeps >= 0) recipe.options.sweeps = named.sweeps;
   if (!given({"--class-weight"})) recipe.class_weight = named.class_weight;
@@ -116,11 +116,16 @@ Recipe finished_recipe(const QuantizeOptions& options, bool images) {
   // earlier layers do.
   const bool feedback = method_named(recipe.method).uses_curvature;
   recipe.compensation = options.compensation.empty()
-                            ? (feedback ? Compensation::joint : Compensation::channel)
+                            ? (recipe.activation_bits > 0 ? Compensation::token
+                               : feedback                 ? Compensation::joint
+                                                          : Compensation::channel)
                             : compensation_named(options.compensation);
   recipe.correct_drift =
-      options.correct_drift.value_or(feedback && recipe.compensation != Compensation::none);
+      options.correct_drift.value_or((feedback || recipe.activation_bits > 0) &&
+                                     recipe.compensation != Compensation::none);
   apply_named(options, images, recipe);
+  // First and last layers are kept at 8 bits where the others have fewer, as is usual.
+  if (recipe.activation_bits > 0 && !options.given("--head-bits")) recipe.head_bits = 8;
   if (recipe.compensation == Compensation::none && !options.correct_drift) recipe.correct_drift = false;
   for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
   for (const std::string& pattern : options.skips)
@@ -357,6 +362,8 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
   const std::vector<std::filesystem::path> images =
       vision ? chosen_images(options.calibration, options.samples, options.given("--samples"), options.seed)
              : std::vector<std::filesystem::path>();
+  if (!vision && recipe.activation_bits > 0)
+    throw Error("--activation-bits is for image classifiers; of text models only weights are quantized");
   if (vision) options.samples = int64_t(images.size());
   if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
   for (const char* flag : {"--views", "--class-weight"})
@@ -441,7 +448,17 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   };
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
-  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4 or 8; billm has no choice");
+  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4, 6 (kept in 8) or 8; billm has no choice");
+  option("--activation-bits", recipe.activation_bits, "N",
+         "Also round activations to 8, 6 or 4 bits (image classifiers): inputs of linear layers, both operands of "
+         "attention's products; 0: they stay in float. The head then gets 8 bits")
+      ->capture_default_str();
+  app->add_flag("--fold-ranges,!--no-fold-ranges", recipe.fold_ranges,
+                "With --activation-bits: where it helps, channels behind a norm are brought to one range, folded into the "
+                "norm and the layers behind it. Default: on");
+  app->add_flag("--logarithms,!--no-logarithms", recipe.logarithms,
+                "With --activation-bits: attention's probabilities may have logarithmic levels; without them only "
+                "PTQ4ViT's twin ranges. Default: on");
   option("--target-bits", recipe.target_bits, "X",
          "Instead of --bits: stored bits per weight to meet on average, the head included, with widths of 2, 3, 4 or 8 "
          "chosen layer by layer from the loss they are predicted to cost");
@@ -460,9 +477,9 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       ->capture_default_str();
   add_method_options(*app, recipe.options, options->scale_scope);
   option("--compensate", options->compensation, "NAME",
-         "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; "
-         "position: channel "
-         "plus a vector per position. Default: channel with rtn, joint with the others");
+         "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; token: joint, "
+         "with the first token, the class token of an image, apart; position: channel plus a vector per position. Default: "
+         "token with --activation-bits, else channel with rtn, joint with the others");
   // A plain flag on an optional would be set to false where the flag is absent.
   app->add_flag_function(
       "--correct-drift,!--no-correct-drift", [options](int64_t count) { options->correct_drift = count > 0; },

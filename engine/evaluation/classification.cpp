@@ -1,6 +1,7 @@
 #include "engine/evaluation/classification.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -93,7 +94,9 @@ std::vector<std::vector<float>> ImageClassifier::classify(std::span<const Image*
   backend_.parallel_for(int64_t(prepared.size()), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) reader_.write_patches(*prepared[size_t(i)], batch.image(i));
   });
+  const auto start = std::chrono::steady_clock::now();
   const TensorView logits = runner_.run(batch);
+  model_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (size_t i = 0; i < rows.size(); ++i) {
     rows[i].resize(size_t(classes_));
     backend_.copy_to_host(rows[i].data(), logits.row(int64_t(i)), classes_ * int64_t(sizeof(float)));

@@ -62,6 +62,9 @@ class ImageClassifier {
   const ImageReader& reader() const { return reader_; }
   int64_t classes() const { return classes_; }
 
+  /// Seconds that the model alone has taken.
+  double model_seconds() const { return model_seconds_; }
+
   /// Files of one call that keep the threads busy and the activations small.
   static constexpr int64_t kBatch = 8;
 
@@ -70,6 +73,7 @@ class ImageClassifier {
   int64_t classes_;
   ImageReader reader_;
   Runner runner_;
+  double model_seconds_ = 0;
 };
 
 /// Classes by descending logit, the `count` first; of equal ones the lower index leads.

@@ -6,6 +6,14 @@
 
 namespace ballast::nn {
 
+std::vector<ActivationSite> AttentionBranch::inner_sites() {
+  if (probabilities.empty()) return {};
+  return {{q.name + ".output", &query_grid},
+          {k.name + ".output", &key_grid},
+          {probabilities, &probability_grid},
+          {v.name + ".output", &value_grid}};
+}
+
 void AttentionBranch::mix(const ForwardContext& context, const TensorView& x, const OutputView& u) {
   Workspace::Scope scope(context.workspace);
   const int64_t tokens = x.shape[0], width = q.out_features();
@@ -18,26 +26,29 @@ void AttentionBranch::mix(const ForwardContext& context, const TensorView& x, co
   q.forward(context, x, queries);
   k.forward(context, x, keys);
   v.forward(context, x, values);
+  const TensorView read_queries = rounded(context, query_grid, queries), read_keys = rounded(context, key_grid, keys),
+                   read_values = rounded(context, value_grid, values);
   const float scale = 1.0f / std::sqrt(float(width / heads));
-  context.backend.run(Attention{.q = queries,
-                                .k = keys,
-                                .v = values,
+  context.backend.run(Attention{.q = read_queries,
+                                .k = read_keys,
+                                .v = read_values,
                                 .cache = cached ? context.cache[size_t(layer)] : OutputView(),
                                 .spans = context.batch.spans,
                                 .heads = heads,
                                 .scale = scale,
                                 .mask = mask,
+                                .probability_grid = probability_grid,
                                 .out = u});
   if (!context.tape) return;
-  context.tape->record([this, queries, keys, values, u, scale](const ForwardContext& back) {
+  context.tape->record([this, read_queries, read_keys, read_values, u, scale](const ForwardContext& back) {
     const auto gradient = [&](const TensorView& value) { return back.tape->gradient(back, value); };
-    back.backend.run(AttentionBackward{.q = queries,
-                                       .k = keys,
-                                       .v = values,
+    back.backend.run(AttentionBackward{.q = read_queries,
+                                       .k = read_keys,
+                                       .v = read_values,
                                        .d_out = gradient(u),
-                                       .dq = gradient(queries),
-                                       .dk = gradient(keys),
-                                       .dv = gradient(values),
+                                       .dq = gradient(read_queries),
+                                       .dk = gradient(read_keys),
+                                       .dv = gradient(read_values),
                                        .spans = back.batch.spans,
                                        .heads = heads,
                                        .scale = scale,

@@ -34,6 +34,16 @@ void Branch::forward(const ForwardContext& context, const OutputView& hidden) {
   finish(context, contract_input(context, expand_input(context, hidden)), hidden);
 }
 
+std::vector<ActivationSite> Block::sites() const {
+  std::vector<ActivationSite> all;
+  for (const auto& branch : branches) {
+    for (Linear* layer : branch->expand()) all.push_back(layer->input_site());
+    for (const ActivationSite& site : branch->inner_sites()) all.push_back(site);
+    all.push_back(branch->contract().input_site());
+  }
+  return all;
+}
+
 int64_t Block::bytes() const {
   int64_t total = 0;
   for (const auto& branch : branches) {

@@ -30,6 +30,8 @@ class Branch {
   virtual std::vector<Linear*> expand() = 0;
   /// The layer that reads u.
   virtual Linear& contract() = 0;
+  /// Places between them whose values can be rounded.
+  virtual std::vector<ActivationSite> inner_sites() { return {}; }
 
   /// x: f32 [tokens, hidden], either `hidden` itself or workspace memory of the caller's scope. Observed as
   /// the input of expand().
@@ -56,6 +58,8 @@ struct Block {
     for (const auto& branch : branches) branch->forward(context, hidden);
   }
   int64_t bytes() const;
+  /// Of all its layers and branches, in the order they run.
+  std::vector<ActivationSite> sites() const;
 };
 
 }  // namespace ballast::nn

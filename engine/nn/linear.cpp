@@ -21,11 +21,12 @@ OutputView decoded(const ForwardContext& context, const Weight& weight) {
 
 }  // namespace
 
-void Linear::run(const ForwardContext& context, const TensorView& x, const OutputView& y,
-                 const Epilogue& epilogue) const {
+void Linear::run(const ForwardContext& context, const TensorView& x, const OutputView& y, const Epilogue& epilogue,
+                 const std::optional<ActivationGrid>& grid) const {
   weight.visit([&]<class View>(const View& view) {
     context.backend.run(ballast::Linear<View>{.x = x,
                                               .weight = view,
+                                              .grid = grid,
                                               .bias = bias.view(),
                                               .position_bias = position_bias.view(),
                                               .positions = context.batch.positions,
@@ -37,12 +38,13 @@ void Linear::run(const ForwardContext& context, const TensorView& x, const Outpu
 
 void Linear::forward(const ForwardContext& context, const TensorView& x, const OutputView& y,
                      const Epilogue& epilogue) const {
-  run(context, x, y, epilogue);
-  if (!context.tape) return;
+  if (!context.tape) return run(context, x, y, epilogue, input_grid);
+  const TensorView read = rounded(context, input_grid, x);
+  run(context, read, y, epilogue, std::nullopt);
   CHECK(!epilogue.residual || (epilogue.residual.data == y.data && epilogue.activation == Activation::none),
         "no way back through this epilogue");
-  context.tape->record([this, x, y, activation = epilogue.activation](const ForwardContext& back) {
-    backward(back, x, y, activation);
+  context.tape->record([this, read, y, activation = epilogue.activation](const ForwardContext& back) {
+    backward(back, read, y, activation);
   });
 }
 
@@ -54,7 +56,7 @@ void Linear::backward(const ForwardContext& context, const TensorView& x, const 
     TensorView z = y;
     if (activation != Activation::relu) {
       const OutputView again = context.workspace.floats(y.shape);
-      run(context, x, again, {});
+      run(context, x, again, {}, std::nullopt);
       z = again;
     }
     context.backend.run(ActivationBackward{.activation = activation, .z = z, .dy = dz});

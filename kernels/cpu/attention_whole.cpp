@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/cpu/round_activations.h"
 #include "kernels/cpu/tiles.h"
 
 namespace ballast {
@@ -59,6 +60,15 @@ void WholeAttention::run(const KernelTable& kernels, float* scratch) const {
   for (int64_t i = 0; i < queries; ++i) {
     const int64_t seen = causal ? first_query + i + 1 : rows;
     inverse[i] = kernels.softmax(scores + i * wide, seen);
+    if (op.probability_grid) {
+      float* row = scores + i * wide;
+      for (int64_t j = 0; j < seen; ++j) row[j] *= inverse[i];
+      inverse[i] = 1;
+      RoundTask task = round_task(*op.probability_grid);
+      task.x = task.y = row;
+      task.count = seen;
+      kernels.round_row(task);
+    }
     std::fill(scores + i * wide + seen, scores + i * wide + std::max(seen, positions), 0.0f);
   }
   multiply(kernels, {scores, queries, positions, wide, 1, 1, kernels.token_block}, values, dim, out,

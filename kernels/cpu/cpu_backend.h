@@ -57,6 +57,7 @@ class CpuBackend final : public Backend {
   void run(const Embedding<ResidualBinaryView>& op) override;
   void run(const GatherRows& op) override;
   void run(const LayerNorm& op) override;
+  void run(const RoundActivations& op) override;
   void run(const Attention& op) override;
   void run(const StoreHalfRows& op) override;
   void run(const LoadHalfRows& op) override;
@@ -77,6 +78,11 @@ class CpuBackend final : public Backend {
   void run_linear(const Linear<Encoding>& op);
   template <class Encoding>
   void run_planes(const Linear<Encoding>& op);
+  /// Integer products of weight codes and codes of the input.
+  void run_fixed(const Linear<AffineView>& op, const IntegerCodes& codes);
+  /// The same op on an input rounded beforehand.
+  template <class Encoding>
+  void run_rounded(Linear<Encoding> op);
   template <class Encoding>
   LinearTask linear_task(const Linear<Encoding>& op);
   /// All tiles, or units of columns, of the task by one entry of the kernel table.
@@ -99,6 +105,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   ScratchBuffer blocks_;
   ScratchBuffer planes_;
+  ScratchBuffer rounded_;
   ScratchBuffer tiles_;
   std::vector<ScratchBuffer> scratch_;  ///< one per thread
 };

@@ -3,6 +3,7 @@
 #define BALLAST_AVX512 1
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/factorize_kernels.h"
+#include "kernels/cpu/fixed_kernels.h"
 #include "kernels/cpu/gradient_kernels.h"
 #include "kernels/cpu/half_rows_kernels.h"
 #include "kernels/cpu/layernorm_kernels.h"
@@ -22,6 +23,10 @@ const KernelTable& avx512_kernels() {
                                     .split = split,
                                     .linear_planes = linear_planes,
                                     .linear_columns = linear_columns,
+                                    .words_of_bytes = !kBytesOfAllCodes,
+                                    .round_row = round_row,
+                                    .encode = encode,
+                                    .linear_fixed = linear_fixed,
                                     .decode_row = decode_row,
                                     .layernorm = layernorm,
                                     .append = append,

@@ -2,6 +2,7 @@
 #define BALLAST_ISA scalar
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/factorize_kernels.h"
+#include "kernels/cpu/fixed_kernels.h"
 #include "kernels/cpu/gradient_kernels.h"
 #include "kernels/cpu/half_rows_kernels.h"
 #include "kernels/cpu/layernorm_kernels.h"
@@ -21,6 +22,10 @@ const KernelTable& scalar_kernels() {
                                     .split = split,
                                     .linear_planes = linear_planes,
                                     .linear_columns = linear_columns,
+                                    .words_of_bytes = !kBytesOfAllCodes,
+                                    .round_row = round_row,
+                                    .encode = encode,
+                                    .linear_fixed = linear_fixed,
                                     .decode_row = decode_row,
                                     .layernorm = layernorm,
                                     .append = append,

@@ -91,6 +91,29 @@ struct SplitTask {
   PlaneBlocks out;
 };
 
+/// One row of values rounded to a grid (encodings/activation.h).
+struct RoundTask {
+  const float* x;
+  int64_t count;
+  float* y;
+  int kind;             ///< ActivationGrid::Kind
+  float step, inverse;  ///< s, 1/s
+  float coarse_step, coarse_inverse, coarse_units;  ///< twin: s·2^m, its inverse, 2^m
+  float low, high;  ///< bounds of round(x/s); of twin grids: that of the fine, then that of the coarse range
+  float offset;     ///< IntegerCodes::offset
+  int32_t last_code, per_octave;
+};
+/// Fills digits [group][block of KernelTable::plane_columns tokens][step][token in block], sums [group][tokens]
+/// (−Σ digits) and special of `out` with a row's codes as integers.
+struct EncodeTask {
+  const float* x;
+  int64_t tokens, token_stride, in_features, group_size;
+  int64_t group_steps;  ///< steps of a group; one has four columns, with `words` two
+  bool words;
+  RoundTask round;
+  PlaneBlocks out;
+};
+
 /// Activations repacked as blocks of `token_block` tokens, [block][k][token in block]; the last block is as
 /// wide as what is left. Used for y[token][row] = Σ_k x[token][k] · W[row][k].
 struct LinearTask {
@@ -108,7 +131,10 @@ struct LinearTask {
   int64_t y_stride;
   uint8_t activation;  ///< Activation
   float* scratch;      ///< linear_scratch_floats(), one per calling thread
-  PlaneBlocks planes;  ///< instead of x_blocks, for linear_planes
+  PlaneBlocks planes;  ///< instead of x_blocks, for linear_planes and linear_fixed
+  float input_step;       ///< linear_fixed: x̂ = input_step · (digit + input_offset)
+  int32_t input_offset;
+  bool input_words;
 };
 
 struct AttentionTask {
@@ -181,6 +207,12 @@ struct KernelTable {
   void (*linear_planes)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
   /// The same of codes by columns, units [first, last) of kColumnUnit rows.
   void (*linear_columns)(const LinearTask& task, int64_t first_unit, int64_t last_unit);
+  bool words_of_bytes;  ///< linear_fixed takes words beside codes of 8 bits even where digits are bytes
+  void (*round_row)(const RoundTask& task);
+  /// Blocks [first, last) of tokens.
+  void (*encode)(const EncodeTask& task, int64_t first_block, int64_t last_block);
+  /// Tiles [first, last) of one linear with affine codes behind an input with a fixed grid.
+  void (*linear_fixed)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
   /// out[0 … in_features) (+)= row of a packed weight.
   void (*decode_row)(const TiledWeight& weight, int64_t row, bool accumulate, float* out);
   void (*layernorm)(const float* x, const float* weight, const float* bias, float epsilon, int64_t hidden,

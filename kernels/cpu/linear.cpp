@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/round_activations.h"
 #include "kernels/cpu/tiles.h"
 
 namespace ballast {
@@ -131,16 +132,81 @@ void CpuBackend::run_planes(const Linear<Encoding>& op) {
   }
 }
 
+void CpuBackend::run_fixed(const Linear<AffineView>& op, const IntegerCodes& codes) {
+  LinearTask task = linear_task(op);
+  const int64_t tokens = task.tokens, features = task.weight.in_features, group_size = op.weight.group_size;
+  if (tokens == 0) return;
+  // What an instruction set multiplies with codes of 8 bits: see fixed_kernels.h.
+  const bool words = op.weight.bits == 8 && (codes.words || kernels_.words_of_bytes);
+  const int64_t packed_steps = chunk_shape(op.weight.bits, group_size).group_steps(), groups = features / group_size;
+  const int64_t steps = op.weight.bits == 8 && !words ? packed_steps / 2 : packed_steps;
+  task.planes.planes = 1;
+  task.planes.digits = reinterpret_cast<int32_t*>(planes_.floats(groups * tokens * (steps + 1) + (tokens + 3) / 4));
+  task.planes.sums = task.planes.digits + groups * tokens * steps;
+  task.planes.special = reinterpret_cast<uint8_t*>(task.planes.sums + groups * tokens);
+  task.input_step = op.grid->step;
+  task.input_offset = codes.offset;
+  task.input_words = words;
+  EncodeTask encode{.x = op.x.as<float>(),
+                    .tokens = tokens,
+                    .token_stride = op.x.strides[0],
+                    .in_features = features,
+                    .group_size = group_size,
+                    .group_steps = steps,
+                    .words = words,
+                    .round = round_task(*op.grid),
+                    .out = task.planes};
+  encode.round.offset = float(codes.offset);
+  const int64_t blocks = (tokens + kernels_.plane_columns - 1) / kernels_.plane_columns;
+  if (tokens * features < kSerialWork) {
+    kernels_.encode(encode, 0, blocks);
+  } else {
+    pool_.parallel(blocks, [&](int, int64_t first, int64_t last) { kernels_.encode(encode, first, last); });
+  }
+  run_parts(task, tile_count(task.out_features), kernels_.linear_fixed);
+  for (int64_t token = 0; token < tokens; ++token) {
+    if (!task.planes.special[token]) continue;
+    Linear<AffineView> alone = op;
+    alone.x = op.x.rows(token, 1);
+    alone.y = op.y.rows(token, 1);
+    if (alone.positions) alone.positions = op.positions.rows(token, 1);
+    if (alone.residual) alone.residual = op.residual.rows(token, 1);
+    // Its own scratch space: `planes_` is still in use.
+    std::vector<float> rounded(static_cast<size_t>(features));
+    const OutputView x(rounded.data(), DType::f32, {1, features});
+    run(RoundActivations{.x = alone.x, .grid = *op.grid, .y = x});
+    alone.x = x;
+    alone.grid.reset();
+    LinearTask one = linear_task(alone);
+    one.x_blocks = rounded.data();
+    run_parts(one, tile_count(task.out_features), kernels_.linear);
+  }
+}
+
+template <class Encoding>
+void CpuBackend::run_rounded(Linear<Encoding> op) {
+  const OutputView x(rounded_.floats(op.x.shape.elements()), DType::f32, op.x.shape);
+  run(RoundActivations{.x = op.x, .grid = *op.grid, .y = x});
+  op.x = x;
+  op.grid.reset();
+  run(op);
+}
+
 void CpuBackend::run(const Linear<DenseView>& op) {
+  if (op.grid) return run_rounded(op);
   run_linear(op);
 }
 void CpuBackend::run(const Linear<AffineView>& op) {
-  run_planes(op);
+  if (!op.grid) return run_planes(op);
+  if (const auto codes = integer_codes(*op.grid, op.weight)) return run_fixed(op, *codes);
+  run_rounded(op);
 }
 void CpuBackend::run(const Linear<SparseOutlierView>& op) {
+  if (op.grid) return run_rounded(op);
   run_planes(op);
 }
 void CpuBackend::run(const Linear<ResidualBinaryView>& op) {
+  if (op.grid) return run_rounded(op);
   run_linear(op);
 }
 

@@ -9,8 +9,10 @@
 // Without a cache the spans are whole sequences and nothing is kept: images, whose tokens all see each other.
 #pragma once
 
+#include <optional>
 #include <span>
 
+#include "kernels/encodings/activation.h"
 #include "kernels/view.h"
 
 namespace ballast {
@@ -39,6 +41,7 @@ struct Attention {
   int64_t heads = 0;
   float scale = 1;  ///< OPT: head_dim^-1/2, applied to q before the product
   Mask mask = Mask::causal;
+  std::optional<ActivationGrid> probability_grid;  ///< softmax is rounded to it; without a cache only
   OutputView out;  ///< f32 [tokens, width]
 
   void check() const {
@@ -56,6 +59,7 @@ struct Attention {
       dims.bind("page", dims["width"] / heads * kPagePositions, "head_dim");
       dims.match(cache, "cache", {"pages", "pair", "heads", "page"});
     }
+    CHECK(!cache || !probability_grid, "attention: a grid for probabilities, and a cache");
     int64_t covered = 0;
     for (const AttentionSpan& span : spans) {
       CHECK(span.rows > 0 && span.past >= 0 && span.first_row == covered,

@@ -1,11 +1,14 @@
 // y = activation(x · Wᵀ + bias + position_bias[position]) + residual
 //
+// With a grid x is rounded to it first. Where integer_codes() has codes for both sides, the product is an integer one.
+//
 // Determinism: how y is summed depends on the weight's shape and encoding alone, never on the number of tokens: in
 // ascending order of k, or in exact integers with their few roundings in a fixed order. So a token's result is the
 // same bits alone, in a batch or in any chunk, and on every instruction set. Layers with affine weights differ from
 // that of the decoded matrix by what kernels/README.md says.
 #pragma once
 
+#include "kernels/encodings/activation.h"
 #include "kernels/encodings/views.h"
 #include "kernels/view.h"
 
@@ -17,6 +20,7 @@ template <class Encoding>
 struct Linear {
   TensorView x;     ///< f32 [tokens, in_features]
   Encoding weight;  ///< [out_features, in_features]
+  std::optional<ActivationGrid> grid;
   TensorView bias;  ///< f32 [out_features], or empty
   TensorView
       position_bias;  ///< f32 [positions, out_features], or empty; tokens beyond its rows get nothing added

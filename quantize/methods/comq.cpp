@@ -50,6 +50,7 @@ LayerSolution solve_comq(Backend& backend, const LayerProblem& problem) {
                       .per_layer = options.per_layer,
                       .move_zero_points = !problem.grid.symmetric,
                       .start_at_target = true,
+                      .max_code = (1 << problem.grid.bits) - 1,
                       .damping = damping});
   // One scale for all rows cannot give each its own gain.
   if (options.unbiased_scales && !options.per_layer)

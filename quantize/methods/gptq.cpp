@@ -78,7 +78,7 @@ class GridRounder final : public ColumnRounder {
                              .zero_points = {zero_points_.data(), DType::f32, {matrix_.groups(), rows}},
                              .groups = {groups_.data() + first, DType::i32, {width}},
                              .codes = here,
-                             .max_code = matrix_.max_code()});
+                             .max_code = (1 << options_.bits) - 1});
   }
 
   AffineMatrix& matrix_;
@@ -99,6 +99,7 @@ void polish(Backend& backend, const LayerProblem& problem, double damping, Affin
                       .anneal = options.anneal,
                       .refit_scales = options.refit_scales,
                       .move_zero_points = !problem.grid.symmetric,
+                      .max_code = (1 << problem.grid.bits) - 1,
                       .damping = damping});
   if (options.unbiased_scales) unbias(backend, problem.weight, curvature, damping, matrix);
 }

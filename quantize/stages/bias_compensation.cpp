@@ -45,10 +45,35 @@ std::vector<float> position_errors(Backend& backend, std::span<const float> diff
   return out;
 }
 
+// E[x] over the tokens of the first position, or over all others.
+std::vector<double> mean_of(const Statistics& input, bool first) {
+  const double tokens = double(input.position_count[0]), others = double(input.count) - tokens;
+  std::vector<double> mean(input.sum);
+  for (size_t i = 0; i < mean.size(); ++i)
+    mean[i] = first ? input.position_sum[i] / tokens : (mean[i] - input.position_sum[i]) / others;
+  return mean;
+}
+
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
   double sum = 0;
   for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
   return sum;
+}
+
+// The mean error to take out of the first token's output, or of the others'.
+std::vector<double> token_error(Backend& backend, const CompensationProblem& problem,
+                                std::span<const float> difference, bool first) {
+  const std::vector<double> mean = mean_of(problem.input, first);
+  std::vector<double> error = times(backend, difference, mean);
+  if (!problem.reference) return error;
+  const std::vector<double> wanted = times(backend, problem.weight, mean_of(*problem.reference, first)),
+                            predicted = times(backend, problem.target, mean);
+  for (size_t i = 0; i < error.size(); ++i) error[i] += wanted[i] - predicted[i];
+  const double share = double(problem.input.position_count[0]) / double(problem.input.count);
+  for (size_t i = 0; i < problem.residual_drift.size() && !problem.first_drift.empty(); ++i)
+    error[i] += first ? problem.first_drift[i]
+                      : (problem.residual_drift[i] - share * problem.first_drift[i]) / (1 - share);
+  return error;
 }
 
 }  // namespace
@@ -84,6 +109,20 @@ CompensationResult compensate(Backend& backend, const CompensationProblem& probl
       const double share = double(input.position_count[size_t(p)]) / double(input.count);
       for (int64_t r = 0; r < out; ++r)
         position_gain += share * std::pow(double(result.position[size_t(p * out + r)]), 2);
+    }
+  }
+
+  const bool apart = problem.kind == Compensation::token && input.position_count[0] > 0 &&
+                     input.position_count[0] < input.count;
+  if (apart) {
+    const std::vector<double> others = token_error(backend, problem, difference, false),
+                              first = token_error(backend, problem, difference, true);
+    const double share = double(input.position_count[0]) / double(input.count);
+    result.positions = 1;
+    result.channel.assign(others.begin(), others.end());
+    for (size_t i = 0; i < first.size(); ++i) {
+      result.position.push_back(float(first[i] - others[i]));
+      position_gain += share * (1 - share) * std::pow(first[i] - others[i], 2);
     }
   }
 

@@ -3,6 +3,7 @@
 //
 //   channel, joint   c = (W − Q)·E[x]
 //   drift            c = W·E[x_float] − Q·E[x]: also takes out what earlier layers' errors shifted
+//   token            c over all positions but the first; c_0 − c beside it for the first: the class token of an image
 //   position         c_p = (W − Q)·(E[x | p] − E[x]) beside c, one row per absolute position p
 //
 // Differs from the paper: it keeps one full vector per position inside the bias; here the bias holds the
@@ -23,7 +24,7 @@ namespace ballast {
 
 struct CompensationResult {
   std::vector<float> channel;   ///< [out_features] to add to the bias; zeros for none
-  std::vector<float> position;  ///< [positions, out_features]; empty unless Compensation::position
+  std::vector<float> position;  ///< [positions, out_features]; empty unless Compensation::position or token
   int64_t positions = 0;
   /// E‖W·x_f + … − Q·x − c‖² / E‖Wx‖² over the calibration inputs, without and with c, where what the float
   /// model would compute is predicted from x as target·x plus a constant; 0 when no second moments were kept.
@@ -40,6 +41,7 @@ struct CompensationProblem {
   /// W's own mean answer is wanted of a target that says nothing about it; null: the mean answer of `target` is right.
   const Statistics* reference = nullptr;
   std::span<const double> residual_drift;  ///< [out_features], E[h_f − h_q] of the stream it adds to, or empty
+  std::span<const double> first_drift;     ///< the same at the first position alone, or empty
   Compensation kind = Compensation::channel;
   /// E‖Ax‖² over the calibration inputs for A f32 [rows, in_features]; needed where the input's second moment
   /// has gone elsewhere.

@@ -113,6 +113,15 @@ TEST(Records, EveryTruncationIsAnError) {
     EXPECT_THROW(tokens_from_bytes(bytes.substr(0, size), "x"), Error) << size;
 }
 
+TEST(Records, ActivationSitesComeBack) {
+  const ActivationSites sites = {{"a.input", {.bits = 6, .step = 0.3f, .zero_point = 9}},
+                                 {"b.output", {.kind = ActivationGrid::Kind::twin_sign, .bits = 4, .step = 0.1f, .shift = 3}}};
+  const std::string bytes = to_bytes(sites, {1.5f, 2}, {0, -3});
+  EXPECT_EQ(sites_from_bytes(bytes, "x"), std::tuple(sites, std::vector<float>{1.5f, 2}, std::vector<float>{0, -3}));
+  for (size_t size = 0; size < bytes.size(); ++size)
+    EXPECT_TRUE(throws_with("x: ", [&] { sites_from_bytes(bytes.substr(0, size), "x"); })) << size;
+}
+
 // Any bytes: a value that passes its checks, or one Error.
 TEST(Records, DamagedBytesGiveValuesOrErrors) {
   test::Random random(4);

@@ -23,6 +23,15 @@ CalibrationTokens random_tokens(int64_t vocab) {
   return tokens;
 }
 
+CalibrationTokens random_images(const nn::ImageFacts& facts) {
+  CalibrationTokens tokens{6, facts.tokens, {}, "random", {}};
+  tokens.images = {.values = facts.patches() * facts.patch_values(), .write = [](int64_t sample, std::span<float> patches) {
+                     test::Random random(uint64_t(100 + sample));
+                     for (float& value : patches) value = random.uniform(-2, 2);
+                   }};
+  return tokens;
+}
+
 class Resume : public testing::Test {
  protected:
   /// Quantizes into `name`, stopping after `modules`; true when it got to the end. `journal`: resume from it.
@@ -35,7 +44,8 @@ class Resume : public testing::Test {
     add_recipe(fingerprint, recipe);
     std::optional<Journal> kept;
     if (journal) kept.emplace(folder_ / (name + "-work"), fingerprint, Journal::Found::resume);
-    const CalibrationTokens tokens = random_tokens(model->facts().vocab);
+    const CalibrationTokens tokens =
+        model->facts().image ? random_images(*model->facts().image) : random_tokens(model->facts().vocab);
     CheckpointWriter writer(folder_ / name, {.overwrite = true});
     try {
       const QuantizeReport report = quantize_model({.source = checkpoint,
@@ -96,6 +106,13 @@ TEST_F(Resume, AfterAnyModuleWithAnyRecipe) {
        [](Recipe& r) { r.curvature = CurvatureKind::guided, r.head_bits = 4, r.asymmetric = true; }},
       {"head", "untied", [](Recipe& r) { r.head_bits = 4, r.correct_drift = true; }},
       {"added biases", "no_bias", [](Recipe& r) { r.compensation = Compensation::channel; }},
+      {"activations", "../vit/vit",
+       [](Recipe& r) {
+         r.grid.bits = r.activation_bits = 4, r.compensation = Compensation::token;
+         r.asymmetric = r.correct_drift = true, r.head_bits = 8;
+       }},
+      {"tuned activations", "../vit/deit",
+       [](Recipe& r) { r.activation_bits = 6, r.fold_ranges = r.logarithms = false, r.tune_epochs = 1; }},
       {"skipped", "post_norm_350m",
        [](Recipe& r) {
          r.one_pass = true;

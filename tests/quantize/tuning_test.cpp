@@ -62,7 +62,7 @@ struct Tiny {
   }
 
   TuningResult run(const TuningOptions& options) {
-    return tune(*backend, *model, tokens, records, options, [](int64_t, int64_t) {});
+    return tune(*backend, *model, tokens, records, nullptr, options, [](int64_t, int64_t) {});
   }
 
   Checkpoint checkpoint;

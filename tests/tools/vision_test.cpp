@@ -112,7 +112,11 @@ TEST_F(Vision, QuantizedFoldersAreReadBack) {
       {"--bits", "8", "--head-bits", "8", "--compensate", "position"},
       {"--bits", "4", "--curvature", "output-adaptive"},
       {"--bits", "4", "--curvature", "guided"},
-      {"--target-bits", "6"}};
+      {"--target-bits", "6"},
+      {"--bits", "8", "--activation-bits", "8"},
+      {"--bits", "6", "--activation-bits", "6", "--method", "comq", "--no-fold-ranges"},
+      {"--bits", "4", "--activation-bits", "4", "--recipe", "best"},
+      {"--bits", "4", "--activation-bits", "4", "--method", "rtn", "--no-logarithms", "--skip", "output.dense"}};
   for (const auto& flags : runs) {
     std::vector<std::string> arguments{
         "quantize",       "-m",      path("model"), "-o",    path("out"), "--calibration",
@@ -187,6 +191,70 @@ TEST_F(Vision, QuantizeRefusesWhatMakesNoSense) {
       refused(quantize({"--calibration", path("good.txt"), "--length", "64"}), "--length is for text"));
   EXPECT_TRUE(refused(quantize({"--calibration", path("good.txt"), "--views", "0"}), "--views is 0"));
   EXPECT_TRUE(refused(quantize({"--calibration", path("list.txt")}), "broken.jpg"));
+}
+
+// Sites are told apart by how they run; all instruction sets give the same answers; another run gives the same folder.
+TEST_F(Vision, QuantizedActivationsAreShownAndReproducible) {
+  const auto quantize = [&](const std::string& out) {
+    return ballast({"quantize", "-m", path("model"), "-o", path(out), "--calibration", path("good.txt"), "--quiet",
+                    "--bits", "8", "--activation-bits", "8"});
+  };
+  ASSERT_EQ(quantize("out").code, 0);
+  ASSERT_EQ(quantize("again").code, 0);
+  EXPECT_EQ(folder_.read("out/model.safetensors"), folder_.read("again/model.safetensors"));
+  EXPECT_EQ(folder_.read("out/config.json"), folder_.read("again/config.json"));
+  const auto sites = ballast({"inspect", path("out"), "--json"}).json().at("activation_sites");
+  int64_t integers = 0, decoded = 0;
+  for (const auto& site : sites) {
+    const std::string name = site["name"], execution = site["execution"];
+    EXPECT_EQ(execution, name.ends_with(".input") ? "integers" : "decoded") << name;
+    EXPECT_EQ(site["bits"], 8);
+    ++(execution == "integers" ? integers : decoded);
+  }
+  EXPECT_GT(integers, 0);
+  EXPECT_GT(decoded, 0);
+  EXPECT_TRUE(refused(ballast({"export", "-m", path("out"), "-o", path("other"), "--layout", "gptq_v2"}),
+                      "rounds activations at"));
+  std::string first;
+  for (const char* isa : {"scalar", "auto"}) {
+    const Outcome run = ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--predictions",
+                                 path("predictions.tsv"), "--isa", isa});
+    EXPECT_EQ(run.code, 0) << run.err;
+    if (first.empty()) first = folder_.read("predictions.tsv");
+    EXPECT_EQ(folder_.read("predictions.tsv"), first);
+  }
+}
+
+TEST_F(Vision, ActivationsAreRefusedWhereTheyMakeNoSense) {
+  const auto quantize = [&](const std::string& model, std::vector<std::string> more) {
+    more.insert(more.begin(), {"quantize", "-m", model, "-o", path("out"), "--bits", "4"});
+    return ballast(more);
+  };
+  EXPECT_TRUE(refused(quantize(kDemo, {"--activation-bits", "8"}), "--activation-bits is for image classifiers"));
+  EXPECT_TRUE(refused(quantize(path("model"), {"--activation-bits", "5"}), "expected 4, 6 or 8"));
+  EXPECT_TRUE(refused(quantize(path("model"), {"--activation-bits", "8", "--one-pass", "--calibration", path("good.txt")}),
+                      "--one-pass makes no sense with --activation-bits"));
+}
+
+// A model for which real accuracy counts. Minutes.
+TEST(VisionReference, SlowDeitTinyWithQuantizedActivations) {
+  const fs::path data = fs::path(BALLAST_SOURCE_DIR).parent_path() / "shared/data";
+  const fs::path model = data / "deit-tiny-patch16-224", list = data / "imagenet-val-1300/dataset.txt",
+                 training = data / "imagenet-train-sample-100/labels.txt";
+  if (!fs::exists(model) || !fs::exists(list) || !fs::exists(training))
+    GTEST_SKIP() << "no trained model beside the checkout";
+  const TempFolder folder;
+  for (const auto& [bits, least] : {std::pair{"8", 81.62 - 0.5}, std::pair{"6", 81.62 - 1.5}, std::pair{"4", 81.62 - 12}}) {
+    const std::string out = (folder / (std::string("w") + bits)).string();
+    const Outcome run = ballast({"quantize", "-m", model.string(), "-o", out, "--calibration", training.string(), "--quiet",
+                                 "--json", "--bits", bits, "--activation-bits", bits});
+    ASSERT_EQ(run.code, 0) << run.err;
+    const double share = run.json()["output_bytes"].get<double>() / run.json()["source_bytes"].get<double>();
+    EXPECT_LT(share, bits[0] == '4' ? 0.2 : 0.3) << bits;
+    const Outcome measured = ballast({"evaluate", "-m", out, "--images", list.string(), "--json"});
+    ASSERT_EQ(measured.code, 0) << measured.err;
+    EXPECT_GT(measured.json()["top1"].get<double>(), least) << bits;
+  }
 }
 
 // The trained model against what transformers computed for the same files. A minute or two.
