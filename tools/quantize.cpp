@@ -94,12 +94,12 @@ void apply_named(const QuantizeOptions& options, Recipe& recipe) {
   if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
   // Few images are calibrated on, and coarse activations are noise in their moments: strong damping keeps weights from
   // learning it.
-  if (!given({"--damping"})) recipe.damping = recipe.activation_bits == 4 ? 0.3 : named.damping;
+  if (!given({"--damping"})) recipe.damping = recipe.activation_bits == 4 ? 1 : named.damping;
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
   const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position;
-  if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
+  if (!given({"--tune"}) && tunable && recipe.activation_bits == 0) recipe.tune_epochs = named.tune_epochs;
 }
 
 Recipe finished_recipe(const QuantizeOptions& options) {
