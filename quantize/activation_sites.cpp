@@ -55,7 +55,7 @@ const ActivationSites& ActivationChooser::settle_sites(const std::string& module
   return settled.sites;
 }
 
-ActivationSites ActivationChooser::settle(HiddenStream* stream, int64_t block, nn::Branch& branch,
+ActivationSites ActivationChooser::settle(HiddenStream* stream, nn::Branch& branch,
                                           nn::Branch* float_branch, bool contract, const Layers& kept) {
   const Layers layers = contract ? Layers{&branch.contract()} : branch.expand();
   std::vector<nn::ActivationSite> sites;
@@ -63,7 +63,6 @@ ActivationSites ActivationChooser::settle(HiddenStream* stream, int64_t block, n
   for (nn::Linear* layer : layers) sites.push_back(layer->input_site());
   const std::string module = layers.front()->name;
   const ActivationSites& found = settle_sites(module, sites, [&] {
-    gather_squares(*stream, block);
     const RangeFold fold = choose(*stream, branch, contract, !contract && kept.empty());
     for (nn::Linear* layer : kept) layer->input_grid.reset();
     return fold;
@@ -85,6 +84,13 @@ ActivationSites ActivationChooser::settle_head(HiddenStream* stream) {
                [&](const HiddenStream::Part& part) { return model_.head_input(part.context, part.hidden); }),
         std::max(recipe_.activation_bits, 8), false);
   });
+}
+
+// Also where a run goes on in the middle of a block: the gradients must be those of its beginning.
+void ActivationChooser::begin_block(HiddenStream* stream, int64_t index, const nn::Block& block) {
+  const auto known = [&](const nn::Linear& layer) { return journal_ && journal_->contains(grids_key(layer.name)); };
+  for (const auto& branch : block.branches)
+    if (!known(*branch->expand().front()) || !known(branch->contract())) return gather_squares(*stream, index);
 }
 
 const RangeFold* ActivationChooser::fold_of(const std::string& module) const {

@@ -26,12 +26,14 @@ class ActivationChooser {
   ActivationChooser(Backend& backend, nn::Model& model, Journal* journal, const Recipe& recipe)
       : backend_(backend), model_(model), journal_(journal), recipe_(recipe) {}
 
+  /// Before any site of block `index` is settled, the stream at its input: gradients, unless the journal has all its sites.
+  void begin_block(HiddenStream* stream, int64_t index, const nn::Block& block);
   /// Sets the grids of the sites before a branch's layers: of the input of its expand layers, or, with those quantized,
   /// of what lies inside and the input of its last layer, but for layers that are `kept` in float. Returns those that
   /// were set. `stream`: at the input of the branch; may be null where the journal has them.
   /// The input of expand layers may be folded (range_fold.h); `float_branch`, the same branch of the float model where
   /// one runs alongside, then is, too.
-  ActivationSites settle(HiddenStream* stream, int64_t block, nn::Branch& branch, nn::Branch* float_branch,
+  ActivationSites settle(HiddenStream* stream, nn::Branch& branch, nn::Branch* float_branch,
                          bool contract, const std::vector<nn::Linear*>& kept);
   ActivationSites settle_head(HiddenStream* stream);
   /// Of the input of a layer; null: none.

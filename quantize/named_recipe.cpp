@@ -13,10 +13,15 @@ NamedRecipe named_recipe(const std::string& name, bool images) {
     recipe.damping = 1;
     recipe.sweeps = 8;
     recipe.class_weight = 50;
+    recipe.views = 2;
   }
   if (name == "balanced") return recipe;
   if (name != "best") throw Error("--recipe is \"" + name + "\", expected fast, balanced or best");
-  recipe.tune_epochs = 2;
+  if (images) {
+    recipe.views = 4;
+  } else {
+    recipe.tune_epochs = 2;
+  }
   return recipe;
 }
 

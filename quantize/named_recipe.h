@@ -6,7 +6,8 @@
 //   best      then scales and biases of the whole model tuned towards the float model
 //
 // With images balanced and best lean less on what was seen: a hundred images hold many patches, but only a hundred class
-// tokens. So damping is heavy, the class token counts for many, and sweeps settle codes and scales in the end.
+// tokens. So damping is heavy, the class token counts for many, sweeps settle codes and scales, and best sees more views of
+// the images instead of tuning, which learns them by heart.
 #pragma once
 
 #include <string>
@@ -22,7 +23,7 @@ struct NamedRecipe {
   bool correct_drift = false;
   int tune_epochs = 0;
   int sweeps = -1;  ///< -1: the method's own
-  int64_t class_weight = 1;
+  int64_t class_weight = 1, views = 1;
 };
 
 /// `images`: for an image classifier, not a language model. Error listing the known names.

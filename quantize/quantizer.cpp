@@ -78,7 +78,7 @@ class Quantizer {
   HiddenStream* stream() { return stream_ ? &*stream_ : nullptr; }
   /// Those of `layers` that an override leaves in float.
   std::vector<nn::Linear*> kept_float(const std::vector<nn::Linear*>& layers) const;
-  void settle_sites(int64_t block, nn::Branch& branch, nn::Branch* float_branch, bool contract,
+  void settle_sites(nn::Branch& branch, nn::Branch* float_branch, bool contract,
                     const std::vector<nn::Linear*>& layers);
   void install_settled(const std::vector<nn::Linear*>& layers, bool in_block);
   void quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block);
@@ -340,6 +340,7 @@ void Quantizer::quantize_block(int64_t index) {
         return settled(layers_of(*branch, false), true) && settled(layers_of(*branch, true), true);
       });
   if (!block_settled) gather_block_gradients(index);
+  if (chooser_) chooser_->begin_block(stream(), index, *block);
   std::vector<InputMoments> whole;
   if (job_.recipe.one_pass && !block_settled) whole = observe_whole(*block, float_block.get());
   if (job_.recipe.one_pass && block_settled) advance_reference(float_block.get(), 0, block->branches.size());
@@ -348,7 +349,7 @@ void Quantizer::quantize_block(int64_t index) {
     nn::Branch* const float_branch = float_block ? float_block->branches[i].get() : nullptr;
     for (const bool contract : {false, true}) {
       const std::vector<nn::Linear*> layers = layers_of(branch, contract);
-      if (chooser_) settle_sites(index, branch, float_branch, contract, layers);
+      if (chooser_) settle_sites(branch, float_branch, contract, layers);
       if (settled(layers, true)) {
         install_settled(layers, true);
         if (contract && !job_.recipe.one_pass) advance_reference(float_block.get(), i, i + 1);
@@ -478,9 +479,9 @@ std::vector<nn::Linear*> Quantizer::kept_float(const std::vector<nn::Linear*>& l
   return kept;
 }
 
-void Quantizer::settle_sites(int64_t block, nn::Branch& branch, nn::Branch* float_branch, bool contract,
+void Quantizer::settle_sites(nn::Branch& branch, nn::Branch* float_branch, bool contract,
                              const std::vector<nn::Linear*>& layers) {
-  output_.add_sites(chooser_->settle(stream(), block, branch, float_branch, contract, kept_float(layers)));
+  output_.add_sites(chooser_->settle(stream(), branch, float_branch, contract, kept_float(layers)));
   if (contract || !chooser_->fold_of(layers.front()->name)) return;
   const int64_t width = layers.front()->in_features();
   output_.add_vector(branch.norm.name, ".weight", branch.norm.weight.to_floats(), {width});

@@ -80,16 +80,18 @@ LayerOverride parse_override(const std::string& text) {
   return rule;
 }
 
+std::optional<NamedRecipe> chosen_recipe(const QuantizeOptions& options, bool images) {
+  if (options.name.empty() && options.given("--method")) return {};
+  return named_recipe(options.name.empty() ? "balanced" : options.name, images);
+}
+
 // The named recipe's part of the choices, but for those that a flag made.
-void apply_named(const QuantizeOptions& options, bool images, Recipe& recipe) {
+void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recipe& recipe) {
   const auto given = [&](std::initializer_list<const char*> flags) {
     return std::any_of(flags.begin(), flags.end(), options.given);
   };
-  const std::string name = !options.name.empty() ? options.name : given({"--method"}) ? "" : "balanced";
-  if (name.empty()) return;
-  const NamedRecipe named = named_recipe(name, images);
   if (recipe.method != "gptq")
-    throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq", name,
+    throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq", options.name,
                             recipe.method));
   if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
   if (!given({"--damping"})) recipe.damping = named.damping;
@@ -123,7 +125,7 @@ Recipe finished_recipe(const QuantizeOptions& options, bool images) {
   recipe.correct_drift =
       options.correct_drift.value_or((feedback || recipe.activation_bits > 0) &&
                                      recipe.compensation != Compensation::none);
-  apply_named(options, images, recipe);
+  if (const auto named = chosen_recipe(options, images)) apply_named(options, *named, recipe);
   // First and last layers are kept at 8 bits where the others have fewer, as is usual.
   if (recipe.activation_bits > 0 && !options.given("--head-bits")) recipe.head_bits = 8;
   if (recipe.compensation == Compensation::none && !options.correct_drift) recipe.correct_drift = false;
@@ -368,6 +370,7 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
   if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
   for (const char* flag : {"--views", "--class-weight"})
     if (!vision && options.given(flag)) throw Error(fmt::format("{} is for images; this model reads text", flag));
+  if (const auto named = chosen_recipe(options, vision); named && !options.given("--views")) options.views = named->views;
   if (options.views < 1 || options.views > 1000)
     throw Error(fmt::format("--views is {}, expected 1 to 1000", options.views));
   const int64_t length = vision               ? longest
@@ -469,7 +472,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--recipe", options->name, "NAME",
          "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, ranges shrunk. "
          "balanced: also targets and biases that make up for drift, about twice the time. best: then scales and biases "
-         "tuned towards the float model, about ten times. Default: balanced, or none where --method is given");
+         "tuned towards the float model, about ten times, or of images more views. Default: balanced, or none where --method is given");
   option("--method", recipe.method, "NAME",
          "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose "
          "scales "
@@ -525,10 +528,11 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       ->capture_default_str();
   option("--samples", options->samples, "N", "Calibration sequences or images")->capture_default_str();
   option("--class-weight", options->recipe.class_weight, "N",
-         "Of an image classifier, the token that the answer is read from counts as N")
-      ->capture_default_str();
-  option("--views", options->views, "N", "Random views of each calibration image, the image as it is among them")
-      ->capture_default_str();
+         "Of an image classifier, the token that the answer is read from counts as N. Default: 50 with balanced and best, "
+         "else 1");
+  option("--views", options->views, "N",
+         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 4 "
+         "with best, else 1");
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();
   option("--seed", options->seed, "N", "Of the calibration sample")->capture_default_str();
