@@ -102,8 +102,11 @@ bool RequestReader::check_byte(char byte) {
 
 size_t RequestReader::feed_head(std::string_view bytes) {
   size_t at = 0;
-  if (!started_)  // one empty line before a request is customary
-    while (at < bytes.size() && at < 2 && (bytes[at] == '\r' || bytes[at] == '\n')) ++at;
+  // One empty line before a request is customary.
+  constexpr std::string_view kEmptyLine = "\r\n";
+  for (; !started_ && at < bytes.size() && skipped_ < kEmptyLine.size() && bytes[at] == kEmptyLine[skipped_];
+       ++at)
+    ++skipped_;
   for (; at < bytes.size(); ++at) {
     started_ = true;
     if (!check_byte(bytes[at])) return at;

@@ -67,6 +67,7 @@ class RequestReader {
   State state_ = State::head;
   bool started_ = false, expects_continue_ = false, keep_alive_ = false, chunks_ = true;
   std::string head_, pending_;  ///< pending_: body bytes that the parser wants to see together with more
+  size_t skipped_ = 0;          ///< bytes before the request
   uint64_t announced_ = 0;
   int status_ = 0;
   std::string reason_;

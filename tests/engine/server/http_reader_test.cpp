@@ -50,6 +50,14 @@ TEST(RequestReader, HowBytesAreCutDoesNotMatter) {
   EXPECT_EQ(read_in_pieces(kPost, 3).body, "hello");
 }
 
+TEST(RequestReader, OneEmptyLineMayComeFirst) {
+  for (const size_t size : {1, 2, 100}) {
+    EXPECT_EQ(read_in_pieces("\r\n" + std::string(kGet), size).state, State::done) << size;
+    for (const char* before : {"\n", "\r\r\n", "\r\n\n", "\r\n\r\n"})
+      EXPECT_EQ(read_in_pieces(before + std::string(kGet), size).status, 400) << size;
+  }
+}
+
 TEST(RequestReader, PartsAreWhereTheyBelong) {
   RequestReader reader({});
   reader.feed(kGet);

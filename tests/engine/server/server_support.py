@@ -19,6 +19,7 @@ BINARY = os.environ["BALLAST_BINARY"]
 SOURCE = pathlib.Path(os.environ["BALLAST_SOURCE_DIR"])
 DEMO = SOURCE / "models/demo"
 THREADS = os.environ.get("BALLAST_TEST_THREADS", "1")
+SANITIZED = "BALLAST_SANITIZED" in os.environ  # the binary is instrumented
 VOCAB, HIDDEN, FFN, LAYERS, POSITIONS, ROWS = 260, 32, 64, 2, 64, 264  # four rows of the embedding have no text
 EOS = 2
 

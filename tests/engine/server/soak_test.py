@@ -12,10 +12,9 @@ import threading
 import time
 import unittest
 
-from server_support import DEMO, Server, request_bytes
+from server_support import DEMO, SANITIZED, Server, request_bytes
 
 REQUESTS = int(os.environ.get("BALLAST_SOAK_REQUESTS", "10000"))
-SANITIZED = "BALLAST_SANITIZED" in os.environ  # whose own bookkeeping grows
 STEADY = {"prompt": "steady", "max_tokens": 50, "seed": 4, "ignore_eos": True, "return_token_ids": True, "logprobs": 1}
 # Asks /health all the while, in a process of its own so that nobody else's work counts; prints [[seconds, status], …].
 WATCH = """
@@ -245,7 +244,7 @@ class Soak(unittest.TestCase):
         run(REQUESTS)
         grown = resident() - memory
         print(f"{REQUESTS} requests: {grown / 2**20:.1f} MiB more of {memory / 2**20:.1f}")
-        if not SANITIZED:
+        if not SANITIZED:  # whose own bookkeeping grows
             self.assertLess(grown, 8 << 20)
         self.ended(server, descriptors)
 
