@@ -1,0 +1,275 @@
+// y = epilogue(x · Wᵀ) for weights in fragments (fragments.h) and up to 64 tokens: weights are the A operand, 16 rows by 16
+// columns, tokens the eight columns of B.
+//
+// Work partition (stream-K): a block of rows is 128 rows, a tile for each of eight warps, and an item is one stage of 256
+// columns of it. The items of all blocks of rows stand in one line, which the grid cuts into pieces of equal length, so every
+// multiprocessor moves the same number of bytes, whatever the shape. A block that has part of a block of rows leaves its sums
+// in `partials`, and the last one to arrive adds all of them in ascending order of columns: the order depends on the shape and
+// the grid alone, not on who is late, and not on the number of tokens.
+//
+// Weights stream through a ring of stages in shared memory by asynchronous copies; they are read once, so the cache is told
+// to keep x instead. Codes are multiplied as they are, and a group's scale s and zero point z come in behind the sum:
+//   y += s · (Σ code · x − z · Σx)
+#pragma once
+
+#include "kernels/cuda/group_meta.h"
+#include "kernels/cuda/linear_args.h"
+
+namespace ballast::cuda {
+
+struct LinearFragmentsArgs {
+  const uint32_t* codes;  ///< [tiles][units][32 · bits]
+  const char* meta;       ///< [tiles][groups] of Meta
+  int tiles, units, groups;
+  int in_features, group_size;
+  int chunk;  ///< columns, a power of two (chunk_columns)
+  PreparedInput x;
+  float* partials;  ///< [2 · blocks][128 · columns of tokens]
+  int* arrived;     ///< [blocks of rows], zeros; left so
+  Epilogue epilogue;
+};
+
+template <int Bits, class Meta, class Half, int TokenTiles>
+struct LinearFragments {
+  static constexpr int kWarps = 8, kThreads = kWarps * dev::kWarp;
+  static constexpr int kBlocks = TokenTiles <= 2 ? 2 : 1;
+  static constexpr int kTokens = 8 * TokenTiles;
+  static constexpr int kBlockRows = kWarps * kTileRows;
+  static constexpr int kKinds = Bits == 2 ? 3 : 1;
+  using Args = LinearFragmentsArgs;
+
+  // One stage in shared memory.
+  static constexpr int kUnitWords = 32 * Bits;
+  static constexpr int kXStride = kStageColumns + 8;  ///< rows of x start in different banks
+  static constexpr int kCodeBytes = kWarps * kStageUnits * kUnitWords * 4;
+  static constexpr int kXBytes = kTokens * kXStride * 2;
+  static BALLAST_BOTH constexpr int stage_bytes(int chunk) {
+    const int chunks = kStageColumns / chunk;
+    return kCodeBytes + kXBytes + chunks * (kWarps * Meta::kBytes + kKinds * kTokens * 4);
+  }
+  // As many stages as fit in half of a multiprocessor where two blocks should run, or in 160 KB.
+  static constexpr int kRoom = kBlocks == 2 ? 108 << 10 : 160 << 10;
+  static constexpr int kFit = kRoom / stage_bytes(Meta::kUsualChunk);
+  static constexpr int kRing = kFit > 6 ? 6 : kFit < 2 ? 2 : kFit;
+  static int64_t shared_bytes(int chunk) { return int64_t(kRing) * stage_bytes(chunk) + 16; }
+
+  static BALLAST_DEVICE void run(const Args& args) {
+    LinearFragments self(args);
+    self.run_items();
+  }
+
+ private:
+  BALLAST_DEVICE explicit LinearFragments(const Args& args)
+      : args_(args), chunks_(kStageColumns / args.chunk), stages_(args.x.stages) {
+    items_ = (args.tiles + kWarps - 1) / kWarps * stages_;
+    begin_ = item_of(dev::block());
+    end_ = item_of(dev::block() + 1);
+    dev::SharedArena arena;
+    s_ticket_ = arena.take<int>(4);
+    s_codes_ = arena.take<uint32_t>(kRing * kCodeBytes / 4);
+    s_x_ = arena.take<uint16_t>(kRing * kXBytes / 2);
+    s_meta_ = arena.take<uint8_t>(kRing * chunks_ * kWarps * Meta::kBytes);
+    s_sums_ = arena.take<float>(kRing * chunks_ * kKinds * kTokens);
+  }
+
+  /// The first item of a block of the grid.
+  BALLAST_DEVICE int item_of(int block) const { return int(int64_t(block) * items_ / dev::blocks()); }
+  /// The block that has an item.
+  BALLAST_DEVICE int block_of(int item) const {
+    return int((int64_t(item + 1) * dev::blocks() - 1) / items_);
+  }
+
+  /// An item and its place, kept up without divisions.
+  struct Cursor {
+    int item, rows, stage, slot;
+  };
+  BALLAST_DEVICE Cursor cursor_at(int item) const { return {item, item / stages_, item % stages_, 0}; }
+  BALLAST_DEVICE void advance(Cursor& at) const {
+    ++at.item;
+    if (++at.stage == stages_) at.stage = 0, ++at.rows;
+    if (++at.slot == kRing) at.slot = 0;
+  }
+
+  BALLAST_DEVICE void run_items() {
+    Cursor ahead = cursor_at(begin_);
+    for (int i = 0; i < kRing - 1; ++i) begin_stage(ahead), advance(ahead);
+    clear();
+    for (Cursor at = cursor_at(begin_); at.item < end_; advance(at)) {
+      dev::copy_wait<kRing - 2>();
+      dev::sync_block();
+      // Into the slot that everybody left behind at this barrier.
+      begin_stage(ahead), advance(ahead);
+      multiply_stage(at);
+      if (at.stage + 1 == stages_ || at.item + 1 == end_) {
+        finish_rows(at.rows);
+        clear();
+      }
+    }
+    dev::copy_wait<0>();
+  }
+
+  BALLAST_DEVICE int units_in(int stage) const {
+    const int left = args_.units - stage * kStageUnits;
+    return left < kStageUnits ? left : kStageUnits;
+  }
+
+  // Copies of one item into its slot of the ring; always a group, so that groups and items count alike.
+  BALLAST_DEVICE void begin_stage(const Cursor& at) {
+    if (at.item < end_) {
+      copy_weights(at.rows * kWarps + dev::warp(), at.stage, at.slot);
+      copy_input(at.stage, at.slot);
+    }
+    dev::copy_commit();
+  }
+
+  BALLAST_DEVICE void copy_weights(int tile, int stage, int slot) {
+    if (tile >= args_.tiles) return;
+    const int lane = dev::lane();
+    const uint32_t* codes = args_.codes + (int64_t(tile) * args_.units + stage * kStageUnits) * kUnitWords;
+    const auto s_codes = s_codes_.from((slot * kWarps + dev::warp()) * kStageUnits * kUnitWords);
+    const int lines = units_in(stage) * kUnitWords / 4;
+#pragma unroll
+    for (int line = lane; line < kStageUnits * kUnitWords / 4; line += dev::kWarp)
+      if (line < lines) dev::copy_async_once(s_codes.from(4 * line), codes + 4 * line);
+
+    constexpr int kParts = Meta::kBytes / 16;
+    const auto s_meta = s_meta_.from((slot * kWarps + dev::warp()) * chunks_ * Meta::kBytes);
+    const char* meta = args_.meta + int64_t(tile) * args_.groups * Meta::kBytes;
+    for (int i = lane; i < chunks_ * kParts; i += dev::kWarp) {
+      const int group = (stage * kStageColumns + i / kParts * args_.chunk) / args_.group_size;
+      if (group < args_.groups)
+        dev::copy_async(s_meta.from(16 * i), meta + int64_t(group) * Meta::kBytes + i % kParts * 16, true);
+    }
+  }
+
+  BALLAST_DEVICE void copy_input(int stage, int slot) {
+    constexpr int kLines = kStageColumns / 8;
+    const int64_t width = int64_t(stages_) * kStageColumns;
+#pragma unroll
+    for (int i = dev::thread(); i < kTokens * kLines; i += kThreads) {
+      const int token = i / kLines, line = i % kLines;
+      dev::copy_async(s_x_.from((slot * kTokens + token) * kXStride + 8 * line),
+                      args_.x.halves + token * width + int64_t(stage) * kStageColumns + 8 * line, true);
+    }
+    const int floats = chunks_ * kKinds * kTokens;
+    const float* sums = args_.x.sums + int64_t(stage) * floats;
+    for (int i = dev::thread(); i < floats / 4; i += kThreads)
+      dev::copy_async(s_sums_.from(slot * floats + 4 * i), sums + 4 * i, true);
+  }
+
+  BALLAST_DEVICE void multiply_stage(const Cursor& at) {
+    if (at.rows * kWarps + dev::warp() >= args_.tiles) return;
+    const int units = units_in(at.stage);
+    for (int unit = 0; unit < units; ++unit) {
+      uint32_t words[Bits];
+      load_words<Bits>(s_codes_.from(((at.slot * kWarps + dev::warp()) * kStageUnits + unit) * kUnitWords),
+                       words);
+      multiply_steps<0>(words, at, unit);
+      multiply_steps<2>(words, at, unit);
+    }
+  }
+
+  /// Steps Step and Step + 1 of a unit: one ldmatrix brings both their B operands for eight tokens.
+  template <int Step>
+  BALLAST_DEVICE void multiply_steps(const uint32_t (&words)[Bits], const Cursor& at, int unit) {
+    uint32_t a[4], b[TokenTiles][4];
+    const int lane = dev::lane();
+    const int column = unit * kUnitColumns + 16 * Step + lane / 8 * 8;
+#pragma unroll
+    for (int n = 0; n < TokenTiles; ++n)
+      dev::load_matrices(b[n], s_x_.from((at.slot * kTokens + 8 * n + lane % 8) * kXStride + column));
+    decode_step<Bits, Half, Step>(words, a);
+#pragma unroll
+    for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][0], b[n][1]);
+    scale_after(at, unit * 4 + Step);
+    decode_step<Bits, Half, Step + 1>(words, a);
+#pragma unroll
+    for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][2], b[n][3]);
+    scale_after(at, unit * 4 + Step + 1);
+  }
+
+  /// At the end of a chunk, brings its sums to scale and adds them to the totals. Padding has no scale and sums of 0.
+  BALLAST_DEVICE void scale_after(const Cursor& at, int step) {
+    if ((step + 1) * 16 & (args_.chunk - 1)) return;
+    if (at.stage * kStageColumns + step * 16 >= args_.in_features) return;
+    const int chunk = step * 16 / args_.chunk;
+    const int r = dev::lane() / 4, t = 2 * (dev::lane() % 4);
+    const auto s_meta = s_meta_.from(((at.slot * kWarps + dev::warp()) * chunks_ + chunk) * Meta::kBytes);
+    const auto low = Meta::row(s_meta, r), high = Meta::row(s_meta, r + 8);
+    const auto s_sums = s_sums_.from((at.slot * chunks_ + chunk) * kKinds * kTokens);
+#pragma unroll
+    for (int n = 0; n < TokenTiles; ++n) {
+      const dev::Floats2 x = s_sums.from(8 * n + t).template as<dev::Floats2>().get(0);
+      if constexpr (Bits == 2) {
+        const dev::Floats2 of_low = s_sums.from(kTokens + 8 * n + t).template as<dev::Floats2>().get(0);
+        const dev::Floats2 of_high = s_sums.from(2 * kTokens + 8 * n + t).template as<dev::Floats2>().get(0);
+        sums_[n][0] -= of_low.x, sums_[n][1] -= of_low.y;
+        sums_[n][2] -= of_high.x, sums_[n][3] -= of_high.y;
+      }
+      totals_[n][0] = dev::fma(low.scale, dev::fma(-low.zero, x.x, sums_[n][0]), totals_[n][0]);
+      totals_[n][1] = dev::fma(low.scale, dev::fma(-low.zero, x.y, sums_[n][1]), totals_[n][1]);
+      totals_[n][2] = dev::fma(high.scale, dev::fma(-high.zero, x.x, sums_[n][2]), totals_[n][2]);
+      totals_[n][3] = dev::fma(high.scale, dev::fma(-high.zero, x.y, sums_[n][3]), totals_[n][3]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums_[n][i] = 0;
+    }
+  }
+
+  BALLAST_DEVICE void clear() {
+#pragma unroll
+    for (int n = 0; n < TokenTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums_[n][i] = 0, totals_[n][i] = 0;
+  }
+
+  /// Where a thread's totals of a piece lie; a block begins at most one block of rows in its middle and leaves at most one
+  /// unfinished at its end.
+  BALLAST_DEVICE float* partial(int block, bool from_middle, int n, int i) const {
+    return args_.partials +
+           ((int64_t(2 * block + (from_middle ? 0 : 1)) * TokenTiles + n) * 4 + i) * kThreads + dev::thread();
+  }
+
+  BALLAST_DEVICE void finish_rows(int rows) {
+    const int first_item = rows * stages_;
+    const int first = block_of(first_item), last = block_of(first_item + stages_ - 1);
+    if (first != last) {
+      const int block = dev::block();
+#pragma unroll
+      for (int n = 0; n < TokenTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) *partial(block, begin_ > first_item, n, i) = totals_[n][i];
+      dev::fence();
+      dev::sync_block();
+      if (dev::thread() == 0) s_ticket_.set(0, dev::atomic_add(args_.arrived + rows, 1));
+      dev::sync_block();
+      if (s_ticket_.get(0) != last - first) return;
+      if (dev::thread() == 0) args_.arrived[rows] = 0;
+      dev::fence();
+      clear();
+      for (int other = first; other <= last; ++other)
+#pragma unroll
+        for (int n = 0; n < TokenTiles; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            totals_[n][i] += dev::load_shared_by_blocks(partial(other, item_of(other) > first_item, n, i));
+    }
+    const int r = (rows * kWarps + dev::warp()) * kTileRows + dev::lane() / 4, t = 2 * (dev::lane() % 4);
+#pragma unroll
+    for (int n = 0; n < TokenTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        finish_output(args_.epilogue, 8 * n + t + i % 2, r + i / 2 * 8, totals_[n][i]);
+  }
+
+  const Args& args_;
+  int chunks_, stages_;
+  int begin_, end_, items_;
+  dev::Shared<int> s_ticket_;
+  dev::Shared<uint32_t> s_codes_;
+  dev::Shared<uint16_t> s_x_;
+  dev::Shared<uint8_t> s_meta_;
+  dev::Shared<float> s_sums_;
+  float sums_[TokenTiles][4], totals_[TokenTiles][4];
+};
+
+}  // namespace ballast::cuda

@@ -1,0 +1,191 @@
+// Linear layers of the CUDA backend, on the emulator.
+#include "kernels/ops/linear.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/cuda/weight_blob.h"
+#include "tests/support/simt/emulated_backend.h"
+
+namespace ballast {
+namespace {
+
+using test::emulated_backend;
+using test::Extras;
+using test::fragments_bound;
+using test::Random;
+using test::reference;
+using test::run;
+using test::same_bits;
+using test::within_bounds;
+
+struct Width {
+  int bits;
+  const char* activations;
+};
+class SimtLinear : public testing::TestWithParam<Width> {
+ protected:
+  int bits() const { return GetParam().bits; }
+  std::string activations() const { return GetParam().activations; }
+
+  void expect_near(const Shape& shape, int64_t group_size, std::initializer_list<int64_t> token_counts) {
+    SCOPED_TRACE(str(shape.text(), ", groups of ", group_size));
+    Random random(uint64_t(shape[0] * 7 + shape[1] + bits()));
+    const auto backend = emulated_backend(activations());
+    const AffineMatrix matrix = test::random_affine(random, bits(), shape[0], shape[1], group_size);
+    const auto weight = test::packed(*backend, matrix);
+    const auto values = test::decoded(matrix);
+    for (const int64_t tokens : token_counts) {
+      const std::vector<float> x = random.floats(tokens * shape[1], -3, 3);
+      const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+      ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                reference(values, x, extras, tokens, fragments_bound(matrix, activations()))))
+          << tokens << " tokens";
+    }
+  }
+};
+INSTANTIATE_TEST_SUITE_P(, SimtLinear,
+                         testing::Values(Width{2, "f32"}, Width{3, "f32"}, Width{4, "f32"}, Width{8, "f32"},
+                                         Width{2, "bf16"}, Width{3, "bf16"}, Width{4, "bf16"},
+                                         Width{8, "bf16"}),
+                         [](const auto& width) {
+                           return str(width.param.bits, "bits_",
+                                      width.param.activations[0] == 'b' ? "bf16" : "f16");
+                         });
+
+TEST_P(SimtLinear, GroupsOf128OfAnyNumberOfTokens) {
+  expect_near({272, 1024}, 128, {1, 2, 5, 8, 9, 16, 17, 32, 33, 64});
+}
+TEST_P(SimtLinear, MoreTokensThanATileHolds) {
+  expect_near({48, 256}, 64, {65, 129});
+}
+TEST_P(SimtLinear, GroupsOfEverySize) {
+  for (const int64_t group_size : {16, 32, 48, 64, 96, 192, 256, 768})
+    expect_near({40, 768}, group_size, {3, 20});
+}
+TEST_P(SimtLinear, ShapesThatFillNoTile) {
+  for (const Shape& shape : {Shape{1, 16}, {15, 48}, {17, 80}, {129, 320}, {200, 272}, {16, 1040}})
+    expect_near(shape, 16, {1, 6});
+  expect_near({130, 192}, 192, {1, 7});
+  expect_near({33, 36}, 9, {1, 3});  // decoded to rows
+}
+TEST_P(SimtLinear, ManyTokensAreDecodedAndMultipliedWhole) {
+  Random random(4);
+  const auto backend = emulated_backend(activations());
+  const AffineMatrix matrix = test::random_affine(random, bits(), 24, 96, 32);
+  const auto weight = test::packed(*backend, matrix);
+  const int64_t tokens = CudaBackend::kDecodeTokens;
+  const std::vector<float> x = random.floats(tokens * 96);
+  // Weights are rounded, too.
+  const auto bound = [&](const float* from, const float* w, int64_t in_features, int64_t) {
+    return (2.1 * test::half_rounding(activations()) + double(in_features) * test::kRound32) *
+               test::magnitude_of(from, w, in_features) +
+           double(in_features) * 0x1p-22;
+  };
+  EXPECT_TRUE(within_bounds(run(*backend, x, weight.view, {}, tokens),
+                            reference(test::decoded(matrix), x, {}, tokens, bound)));
+}
+
+TEST_P(SimtLinear, ATokensBitsDependNeitherOnItsBatchNorOnTheOrderOfBlocks) {
+  Random random(5);
+  const auto backend = emulated_backend(activations());
+  const AffineMatrix matrix = test::random_affine(random, bits(), 144, 1536, 64);
+  const auto weight = test::packed(*backend, matrix);
+  const std::vector<float> x = random.floats(70 * 1536);
+  const std::vector<float> whole = run(*backend, x, weight.view, {}, 70);
+  for (const int64_t tokens : {1, 8, 11, 30, 64})
+    for (const uint64_t seed : {2, 3}) {
+      simt::set_seed(seed);
+      EXPECT_TRUE(same_bits(run(*backend, x, weight.view, {}, tokens), test::first_rows(whole, tokens, 144)))
+          << tokens << " tokens";
+    }
+  simt::set_seed(1);
+}
+
+// Exactly representable x, so that the only errors left are of f32 sums: codes must come out of the words as they went in.
+TEST_P(SimtLinear, EveryCodeMeetsItsColumn) {
+  const auto backend = emulated_backend(activations());
+  AffineMatrix matrix{.bits = bits(), .out_features = 32, .in_features = 128, .group_size = 128};
+  Random random(6);
+  matrix.codes = test::random_codes(random, bits(), 32 * 128);
+  matrix.scales.assign(32, f32_to_f16(1));
+  matrix.zero_points.assign(32, 1);
+  const auto weight = test::packed(*backend, matrix);
+  for (int64_t column = 0; column < 128; ++column) {
+    std::vector<float> x(128, 0.0f);
+    x[size_t(column)] = 1;
+    const std::vector<float> y = run(*backend, x, weight.view, {}, 1);
+    for (int64_t row = 0; row < 32; ++row)
+      ASSERT_EQ(y[size_t(row)], matrix.value(row, column)) << "row " << row << ", column " << column;
+  }
+}
+
+TEST(SimtLinearRows, DenseWeightsOfAnyShape) {
+  const auto backend = emulated_backend();
+  uint64_t seed = 1;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
+    for (const Shape& shape : {Shape{1, 1}, {15, 16}, {33, 5}, {18, 260}})
+      for (const int64_t tokens : {1, 3, 15}) {
+        Random random(++seed);
+        const test::DenseMatrix matrix(dtype, shape[0], shape[1], random.floats(shape.elements()));
+        const auto weight = test::packed(*backend, matrix);
+        const std::vector<float> x = random.floats(tokens * shape[1]);
+        const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+        ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                  reference(matrix, x, extras, tokens)))
+            << name_of(dtype) << " " << shape.text() << ", " << tokens << " tokens";
+      }
+}
+
+TEST(SimtLinearRows, SixteenBitWeightsOfManyTokensAreMultipliedWhole) {
+  const auto backend = emulated_backend();
+  for (const DType dtype : {DType::f16, DType::bf16}) {
+    Random random(9);
+    const test::DenseMatrix matrix(dtype, 40, 72, random.floats(40 * 72));
+    const auto weight = test::packed(*backend, matrix);
+    const std::vector<float> x = random.floats(20 * 72);
+    const Extras extras = test::random_extras(random, 20, 40, Activation::gelu);
+    const double rounding = dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
+    const auto bound = [&](const float* from, const float* w, int64_t in_features, int64_t row) {
+      return rounding * test::magnitude_of(from, w, in_features) + double(in_features) * 0x1p-25 +
+             test::chain_bound(from, w, in_features, row);
+    };
+    EXPECT_TRUE(
+        within_bounds(run(*backend, x, weight.view, extras, 20), reference(matrix, x, extras, 20, bound)));
+  }
+}
+
+TEST(SimtLinearRows, OutliersAndResidualBinary) {
+  const auto backend = emulated_backend();
+  Random random(10);
+  const std::vector<float> x = random.floats(3 * 96);
+  const auto outliers = test::random_outliers(random, 3, 3, 40, 96, 16);
+  const auto binary = test::random_binary(random, 40, 96, 32);
+  const auto check = [&](const auto& matrix) {
+    const auto weight = test::packed(*backend, matrix);
+    EXPECT_TRUE(
+        within_bounds(run(*backend, x, weight.view, {}, 3), reference(test::decoded(matrix), x, {}, 3)));
+  };
+  check(outliers);
+  check(binary);
+}
+
+TEST(SimtLinearTraffic, WeightsAreReadOnceAndRowsOfXLieInDifferentBanks) {
+  const auto backend = emulated_backend();
+  Random random(11);
+  const AffineMatrix matrix = test::random_affine(random, 4, 256, 2048, 128);
+  const auto weight = test::packed(*backend, matrix);
+  const std::vector<float> x = random.floats(2048);
+  simt::take_counts();
+  run(*backend, x, weight.view, {}, 1);
+  const simt::Counts counts = simt::take_counts();
+  const int64_t weights = 256 * 2048;
+  EXPECT_EQ(counts.multiplies, weights / 256);
+  EXPECT_EQ(counts.matrix_loads, weights / 512);
+  EXPECT_EQ(counts.matrix_conflicts, 0);
+  // Codes, scales and zero points once; for each of 2 · 8 stages x of eight tokens and its sums.
+  EXPECT_EQ(counts.copied_bytes, weights / 2 + weights / 128 * 3 + 16 * (8 * 256 * 2 + 2 * 8 * 4));
+  EXPECT_EQ(counts.launches, 2);
+}
+
+}  // namespace
+}  // namespace ballast
