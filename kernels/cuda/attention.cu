@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/cuda/attention_rows.h"
+#include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/launch.h"
 
@@ -15,27 +16,35 @@ namespace {
 
 // A grid has at most so many blocks in its second dimension.
 constexpr int64_t kMostBlocksY = 65535;
+// Spans of at least so many rows go to the tensor cores.
+constexpr int32_t kTileRowsLeast = 16;
+
+bool has_tiles(int64_t head_dim) {
+  return head_dim == 64 || head_dim == 80 || head_dim == 128;
+}
 
 // Everything that kernels must know of a batch's spans, as one run of numbers.
 class Plan {
  public:
   explicit Plan(const Attention& op) {
+    const bool tiled = has_tiles(op.q.shape[1] / op.heads);
     for (const AttentionSpan& span : op.spans) {
       const int32_t first_page = int32_t(pages_.size()), length = span.past + span.rows;
-      if (op.cache)
+      if (op.cache) {
         pages_.insert(pages_.end(), span.pages, span.pages + (length + kPagePositions - 1) / kPagePositions);
-      for (int32_t i = 0; i < span.rows; ++i) {
-        const int32_t position = span.past + i;
-        if (op.cache)
+        for (int32_t position = span.past; position < length; ++position)
           places_.push_back({span.pages[position / kPagePositions], int32_t(position % kPagePositions)});
-        const int32_t visible = op.mask == Mask::causal ? position + 1 : length;
-        rows_.push_back({span.first_row + i, visible, first_page, span.first_row - span.past});
-        most_visible_ = std::max(most_visible_, visible);
+      }
+      if (tiled && span.rows >= kTileRowsLeast) {
+        add_tiles(span, first_page);
+      } else {
+        add_rows(span, first_page, op.mask);
       }
     }
     append(pages_);
     places_at_ = append(places_);
     rows_at_ = append(rows_);
+    tiles_at_ = append(tiles_);
   }
 
   const int32_t* upload(Uploads& uploads) {
@@ -45,10 +54,25 @@ class Plan {
   const int32_t* pages() const { return device_; }
   const CachePlace* places() const { return reinterpret_cast<const CachePlace*>(device_ + places_at_); }
   const QueryRow* rows() const { return reinterpret_cast<const QueryRow*>(device_ + rows_at_); }
+  const QueryTile* tiles() const { return reinterpret_cast<const QueryTile*>(device_ + tiles_at_); }
+  int64_t tile_count() const { return int64_t(tiles_.size()); }
   int64_t row_count() const { return int64_t(rows_.size()); }
   int64_t most_visible() const { return most_visible_; }
 
  private:
+  void add_rows(const AttentionSpan& span, int32_t first_page, Mask mask) {
+    for (int32_t i = 0; i < span.rows; ++i) {
+      const int32_t visible = span.past + (mask == Mask::causal ? i + 1 : span.rows);
+      rows_.push_back({span.first_row + i, visible, first_page, span.first_row - span.past});
+      most_visible_ = std::max(most_visible_, visible);
+    }
+  }
+  // The late tiles of a causal span see most, so they come first: the small ones fill up the end.
+  void add_tiles(const AttentionSpan& span, int32_t first_page) {
+    for (int32_t first = (span.rows - 1) / kQueryTile * kQueryTile; first >= 0; first -= kQueryTile)
+      tiles_.push_back({span.first_row + first, std::min(int32_t(kQueryTile), span.rows - first), span.past + first,
+                        span.past + span.rows, first_page, span.first_row - span.past});
+  }
   template <class Record>
   size_t append(const std::vector<Record>& records) {
     const size_t at = numbers_.size();
@@ -60,7 +84,8 @@ class Plan {
   std::vector<int32_t> pages_, numbers_;
   std::vector<CachePlace> places_;
   std::vector<QueryRow> rows_;
-  size_t places_at_ = 0, rows_at_ = 0;
+  std::vector<QueryTile> tiles_;
+  size_t places_at_ = 0, rows_at_ = 0, tiles_at_ = 0;
   int32_t most_visible_ = 0;
   const int32_t* device_ = nullptr;
 };
@@ -92,6 +117,23 @@ void CudaBackend::run(const Attention& op) {
                        .v_stride = op.v.strides[0],
                        .heads = int(op.heads),
                        .head_dim = int(head_dim)};
+  const auto attend_tiles = [&]<int HeadDim>(std::integral_constant<int, HeadDim>) {
+    using Kernel = AttendTiles<HeadDim>;
+    if (plan.tile_count() == 0 || head_dim != HeadDim) return;
+    launch<Kernel>(machine_,
+                   {.blocks = plan.tile_count(), .blocks_y = op.heads, .shared_bytes = Kernel::kSharedBytes},
+                   {.tiles = plan.tiles(),
+                    .keys = keys,
+                    .q = op.q.as<float>(),
+                    .q_stride = op.q.strides[0],
+                    .scale = op.scale,
+                    .causal = op.mask == Mask::causal,
+                    .out = op.out.as<float>(),
+                    .out_stride = op.out.strides[0]});
+  };
+  attend_tiles(std::integral_constant<int, 64>());
+  attend_tiles(std::integral_constant<int, 80>());
+  attend_tiles(std::integral_constant<int, 128>());
   const int64_t blocks = (plan.most_visible() + AttendRows::kPositions - 1) / AttendRows::kPositions;
   const int64_t at_once = std::max<int64_t>(1, kMostBlocksY / op.heads);
   for (int64_t first = 0; first < plan.row_count(); first += at_once) {

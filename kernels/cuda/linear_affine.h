@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/decode_fragments.h"
@@ -48,7 +49,7 @@ bool CudaBackend::run_tokens(const Linear<AffineView>& op) {
                   .groups = int(sizes.groups),
                   .in_features = int(op.weight.in_features),
                   .group_size = int(op.weight.group_size),
-                  .chunk = chunk,
+                  .chunk_log2 = std::countr_zero(unsigned(chunk)),
                   .x = x,
                   .partials = partials_.of<float>(2 * blocks * Kernel::kBlockRows * tokens),
                   .arrived = arrived_.of<int>(row_blocks, true),

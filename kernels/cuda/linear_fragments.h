@@ -22,7 +22,7 @@ struct LinearFragmentsArgs {
   const char* meta;       ///< [tiles][groups] of Meta
   int tiles, units, groups;
   int in_features, group_size;
-  int chunk;  ///< columns, a power of two (chunk_columns)
+  int chunk_log2;  ///< of its columns (chunk_columns)
   PreparedInput x;
   float* partials;  ///< [2 · blocks][128 · columns of tokens]
   int* arrived;     ///< [blocks of rows], zeros; left so
@@ -60,7 +60,7 @@ struct LinearFragments {
 
  private:
   BALLAST_DEVICE explicit LinearFragments(const Args& args)
-      : args_(args), chunks_(kStageColumns / args.chunk), stages_(args.x.stages) {
+      : args_(args), chunks_(kStageColumns >> args.chunk_log2), stages_(args.x.stages) {
     items_ = (args.tiles + kWarps - 1) / kWarps * stages_;
     begin_ = item_of(dev::block());
     end_ = item_of(dev::block() + 1);
@@ -136,7 +136,7 @@ struct LinearFragments {
     const auto s_meta = s_meta_.from((slot * kWarps + dev::warp()) * chunks_ * Meta::kBytes);
     const char* meta = args_.meta + int64_t(tile) * args_.groups * Meta::kBytes;
     for (int i = lane; i < chunks_ * kParts; i += dev::kWarp) {
-      const int group = (stage * kStageColumns + i / kParts * args_.chunk) / args_.group_size;
+      const int group = (stage * kStageColumns + (i / kParts << args_.chunk_log2)) / args_.group_size;
       if (group < args_.groups)
         dev::copy_async(s_meta.from(16 * i), meta + int64_t(group) * Meta::kBytes + i % kParts * 16, true);
     }
@@ -157,52 +157,64 @@ struct LinearFragments {
       dev::copy_async(s_sums_.from(slot * floats + 4 * i), sums + 4 * i, true);
   }
 
+  /// Where a lane finds what it multiplies, in the slot of one stage.
+  struct Operands {
+    dev::Shared<uint32_t> s_codes;
+    dev::Shared<uint16_t> s_x;
+    dev::Shared<uint8_t> s_meta;
+    dev::Shared<float> s_sums;
+    int columns;  ///< that are left of the matrix
+  };
+
   BALLAST_DEVICE void multiply_stage(const Cursor& at) {
     if (at.rows * kWarps + dev::warp() >= args_.tiles) return;
+    const int lane = dev::lane(), mine = at.slot * kWarps + dev::warp();
+    const Operands from{.s_codes = s_codes_.from(mine * kStageUnits * kUnitWords),
+                        .s_x = s_x_.from((at.slot * kTokens + lane % 8) * kXStride + lane / 8 * 8),
+                        .s_meta = s_meta_.from(mine * chunks_ * Meta::kBytes),
+                        .s_sums = s_sums_.from(at.slot * chunks_ * kKinds * kTokens + 2 * (lane % 4)),
+                        .columns = args_.in_features - at.stage * kStageColumns};
     const int units = units_in(at.stage);
+#pragma unroll 1
     for (int unit = 0; unit < units; ++unit) {
       uint32_t words[Bits];
-      load_words<Bits>(s_codes_.from(((at.slot * kWarps + dev::warp()) * kStageUnits + unit) * kUnitWords),
-                       words);
-      multiply_steps<0>(words, at, unit);
-      multiply_steps<2>(words, at, unit);
+      load_words<Bits>(from.s_codes.from(unit * kUnitWords), words);
+      multiply_steps<0>(words, from, unit);
+      multiply_steps<2>(words, from, unit);
     }
   }
 
   /// Steps Step and Step + 1 of a unit: one ldmatrix brings both their B operands for eight tokens.
   template <int Step>
-  BALLAST_DEVICE void multiply_steps(const uint32_t (&words)[Bits], const Cursor& at, int unit) {
+  BALLAST_DEVICE void multiply_steps(const uint32_t (&words)[Bits], const Operands& from, int unit) {
     uint32_t a[4], b[TokenTiles][4];
-    const int lane = dev::lane();
-    const int column = unit * kUnitColumns + 16 * Step + lane / 8 * 8;
+    const auto s_x = from.s_x.from(unit * kUnitColumns + 16 * Step);
 #pragma unroll
-    for (int n = 0; n < TokenTiles; ++n)
-      dev::load_matrices(b[n], s_x_.from((at.slot * kTokens + 8 * n + lane % 8) * kXStride + column));
+    for (int n = 0; n < TokenTiles; ++n) dev::load_matrices(b[n], s_x.from(8 * n * kXStride));
     decode_step<Bits, Half, Step>(words, a);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][0], b[n][1]);
-    scale_after(at, unit * 4 + Step);
+    scale_after(from, unit * 4 + Step);
     decode_step<Bits, Half, Step + 1>(words, a);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][2], b[n][3]);
-    scale_after(at, unit * 4 + Step + 1);
+    scale_after(from, unit * 4 + Step + 1);
   }
 
   /// At the end of a chunk, brings its sums to scale and adds them to the totals. Padding has no scale and sums of 0.
-  BALLAST_DEVICE void scale_after(const Cursor& at, int step) {
-    if ((step + 1) * 16 & (args_.chunk - 1)) return;
-    if (at.stage * kStageColumns + step * 16 >= args_.in_features) return;
-    const int chunk = step * 16 / args_.chunk;
-    const int r = dev::lane() / 4, t = 2 * (dev::lane() % 4);
-    const auto s_meta = s_meta_.from(((at.slot * kWarps + dev::warp()) * chunks_ + chunk) * Meta::kBytes);
+  BALLAST_DEVICE void scale_after(const Operands& from, int step) {
+    if ((step + 1) * 16 & ((1 << args_.chunk_log2) - 1)) return;
+    if (step * 16 >= from.columns) return;
+    const int chunk = step * 16 >> args_.chunk_log2, r = dev::lane() / 4;
+    const auto s_meta = from.s_meta.from(chunk * Meta::kBytes);
     const auto low = Meta::row(s_meta, r), high = Meta::row(s_meta, r + 8);
-    const auto s_sums = s_sums_.from((at.slot * chunks_ + chunk) * kKinds * kTokens);
+    const auto s_sums = from.s_sums.from(chunk * kKinds * kTokens);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) {
-      const dev::Floats2 x = s_sums.from(8 * n + t).template as<dev::Floats2>().get(0);
+      const dev::Floats2 x = s_sums.from(8 * n).template as<dev::Floats2>().get(0);
       if constexpr (Bits == 2) {
-        const dev::Floats2 of_low = s_sums.from(kTokens + 8 * n + t).template as<dev::Floats2>().get(0);
-        const dev::Floats2 of_high = s_sums.from(2 * kTokens + 8 * n + t).template as<dev::Floats2>().get(0);
+        const dev::Floats2 of_low = s_sums.from(kTokens + 8 * n).template as<dev::Floats2>().get(0);
+        const dev::Floats2 of_high = s_sums.from(2 * kTokens + 8 * n).template as<dev::Floats2>().get(0);
         sums_[n][0] -= of_low.x, sums_[n][1] -= of_low.y;
         sums_[n][2] -= of_high.x, sums_[n][3] -= of_high.y;
       }
