@@ -70,8 +70,8 @@ class Plan {
   // The late tiles of a causal span see most, so they come first: the small ones fill up the end.
   void add_tiles(const AttentionSpan& span, int32_t first_page) {
     for (int32_t first = (span.rows - 1) / kQueryTile * kQueryTile; first >= 0; first -= kQueryTile)
-      tiles_.push_back({span.first_row + first, std::min(int32_t(kQueryTile), span.rows - first), span.past + first,
-                        span.past + span.rows, first_page, span.first_row - span.past});
+      tiles_.push_back({span.first_row + first, std::min(int32_t(kQueryTile), span.rows - first),
+                        span.past + first, span.past + span.rows, first_page, span.first_row - span.past});
   }
   template <class Record>
   size_t append(const std::vector<Record>& records) {

@@ -79,8 +79,9 @@ struct AttendTiles {
       const int value_p = keys.cache ? kPage * page + within / HeadDim : i / HeadDim, value_d = i % HeadDim;
       s_k_.set(key_p * kDimStride + key_d,
                dev::float_to_half(first + key_p < end ? value(0, first, key_p, key_d, page, within) : 0.0f));
-      s_v_.set(value_d * kPositionStride + value_p,
-               dev::float_to_half(first + value_p < end ? value(1, first, value_p, value_d, page, within) : 0.0f));
+      s_v_.set(
+          value_d * kPositionStride + value_p,
+          dev::float_to_half(first + value_p < end ? value(1, first, value_p, value_d, page, within) : 0.0f));
     }
   }
 
@@ -96,7 +97,8 @@ struct AttendTiles {
   }
 
   /// B operands of two tiles of eight rows and one step of 16 columns of what lies in shared memory.
-  static BALLAST_DEVICE void load_pair(uint32_t (&b)[4], dev::Shared<uint16_t> s_rows, int stride, int row, int column) {
+  static BALLAST_DEVICE void load_pair(uint32_t (&b)[4], dev::Shared<uint16_t> s_rows, int stride, int row,
+                                       int column) {
     const int lane = dev::lane();
     dev::load_matrices(b, s_rows.from((row + lane / 16 * 8 + lane % 8) * stride + column + lane / 8 % 2 * 8));
   }

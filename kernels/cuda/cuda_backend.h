@@ -96,6 +96,8 @@ class CudaBackend final : public Backend {
   using Backend::parallel_for;
   void parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) override;
 
+  /// For timing.
+  cuda::Machine& machine() { return machine_; }
   /// Blocks that linear kernels are cut into, whatever the number of tokens.
   int64_t linear_blocks() const { return 2 * int64_t(machine_.facts().multiprocessors); }
   /// From this many tokens on, affine weights are decoded to 16 bits and multiplied by cuBLASLt: the extra traffic of some

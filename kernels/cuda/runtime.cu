@@ -133,6 +133,57 @@ void* Machine::stream() const {
   return state_->stream;
 }
 
+struct Recording::State {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t runnable = nullptr;
+
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State() {
+    if (runnable) cudaGraphExecDestroy(runnable);
+    if (graph) cudaGraphDestroy(graph);
+  }
+};
+Recording::Recording(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Recording::Recording(Recording&&) noexcept = default;
+Recording& Recording::operator=(Recording&&) noexcept = default;
+Recording::~Recording() = default;
+
+Recording Machine::record(const std::function<void()>& body) {
+  auto made = std::make_unique<Recording::State>();
+  check_call(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeThreadLocal),
+             "cudaStreamBeginCapture");
+  try {
+    body();
+  } catch (...) {
+    cudaStreamEndCapture(state_->stream, &made->graph);
+    throw;
+  }
+  check_call(cudaStreamEndCapture(state_->stream, &made->graph), "cudaStreamEndCapture");
+  check_call(cudaGraphInstantiate(&made->runnable, made->graph, 0), "cudaGraphInstantiate");
+  return Recording(std::move(made));
+}
+
+void Machine::replay(const Recording& recording) {
+  check_call(cudaGraphLaunch(recording.state_->runnable, state_->stream), "cudaGraphLaunch");
+}
+
+double Machine::seconds(const std::function<void()>& body) {
+  struct Event {
+    cudaEvent_t event = nullptr;
+    Event() { check_call(cudaEventCreate(&event), "cudaEventCreate"); }
+    ~Event() { cudaEventDestroy(event); }
+  } begin, end;
+  check_call(cudaEventRecord(begin.event, state_->stream), "cudaEventRecord");
+  body();
+  check_call(cudaEventRecord(end.event, state_->stream), "cudaEventRecord");
+  wait();
+  float milliseconds = 0;
+  check_call(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
+  return 1e-3 * milliseconds;
+}
+
 namespace {
 
 // cuBLASLt thinks in columns: our row-major matrices are its transposed ones.

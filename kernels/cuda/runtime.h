@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -31,6 +32,20 @@ struct HalfProduct {
   int64_t rows = 0, columns = 0, inner = 0;  ///< inner: a multiple of 8
 };
 
+/// Work on the stream that can be done again without the calls that it took: a CUDA graph.
+class Recording {
+ public:
+  Recording(Recording&&) noexcept;
+  Recording& operator=(Recording&&) noexcept;
+  ~Recording();
+
+ private:
+  friend class Machine;
+  struct State;
+  explicit Recording(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
 class Machine {
  public:
   /// Takes the first device. Only where why_unavailable() is empty.
@@ -52,6 +67,13 @@ class Machine {
   void multiply(const HalfProduct& product);
   /// Waits for everything, and reports what went wrong in kernels on the way.
   void wait();
+
+  /// What `body` puts on the stream, without doing it. It must neither allocate nor wait, nor copy from memory that will not
+  /// be there at a replay: run it once before.
+  Recording record(const std::function<void()>& body);
+  void replay(const Recording& recording);
+  /// Seconds between two events on the stream around what `body` puts there.
+  double seconds(const std::function<void()>& body);
 
   void* stream() const;  ///< cudaStream_t
 

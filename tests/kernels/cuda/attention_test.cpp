@@ -161,9 +161,11 @@ TEST(SimtAttention, ManyRowsOnTheTensorCores) {
   for (const int64_t head_dim : {64, 80, 128}) {
     const Setting setting{.heads = 2, .head_dim = head_dim};
     Random random{uint64_t(head_dim)};
-    const std::vector<Sequence> sequences{random_sequence(random, setting, 150), random_sequence(random, setting, 21)};
+    const std::vector<Sequence> sequences{random_sequence(random, setting, 150),
+                                          random_sequence(random, setting, 21)};
     for (const auto& steps : std::vector<std::vector<std::vector<Chunk>>>{
-             {{{0, 0, 150}, {1, 0, 21}}}, {{{1, 0, 16}, {0, 0, 5}}, {{0, 5, 80}}, {{0, 85, 65}, {1, 16, 5}}}}) {
+             {{{0, 0, 150}, {1, 0, 21}}},
+             {{{1, 0, 16}, {0, 0, 5}}, {{0, 5, 80}}, {{0, 85, 65}, {1, 16, 5}}}}) {
       const auto outs = run_steps(setting, sequences, steps);
       for (size_t i = 0; i < sequences.size(); ++i)
         ASSERT_NO_FATAL_FAILURE(expect_near(setting, sequences[i], outs[i], 0x1p-11)) << head_dim;

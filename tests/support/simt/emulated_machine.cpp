@@ -1,5 +1,6 @@
 // The runtime of kernels/cuda on the emulator: device memory is host memory, the stream is the calling thread.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <vector>
 
@@ -48,6 +49,26 @@ void Machine::clear(void* to, int64_t bytes) {
 void Machine::wait() {}
 void* Machine::stream() const {
   return nullptr;
+}
+
+struct Recording::State {
+  std::function<void()> body;
+};
+Recording::Recording(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Recording::Recording(Recording&&) noexcept = default;
+Recording& Recording::operator=(Recording&&) noexcept = default;
+Recording::~Recording() = default;
+
+Recording Machine::record(const std::function<void()>& body) {
+  return Recording(std::make_unique<Recording::State>(Recording::State{body}));
+}
+void Machine::replay(const Recording& recording) {
+  recording.state_->body();
+}
+double Machine::seconds(const std::function<void()>& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 void Machine::multiply(const HalfProduct& p) {
