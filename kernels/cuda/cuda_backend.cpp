@@ -41,6 +41,7 @@ CudaBackend::CudaBackend(int threads, DType half)
       decoded_(machine_),
       product_(machine_),
       parts_(machine_),
+      from_host_(machine_),
       ids_(machine_),
       positions_(machine_),
       spans_(machine_) {}

@@ -111,15 +111,20 @@ class CudaBackend final : public Backend {
   template <class Encoding>
   static Linear<Encoding> part_of(const Linear<Encoding>& op, int64_t first, int64_t count);
 
+  // linear_tokens.h
+  template <int Bits, class Meta, class Half, int TokenTiles, class View>
+  bool run_tokens(const Linear<View>& op);
+
   // linear_affine.h
   template <int Bits>
   void run_fragments(const Linear<AffineView>& op);
   template <int Bits, class Half>
   void run_halves(const Linear<AffineView>& op);
-  template <int Bits, class Half, int TokenTiles>
-  bool run_tokens(const Linear<AffineView>& op);
   template <int Bits, class Half>
   void run_decoded(const Linear<AffineView>& op);
+
+  // linear_outliers.cu
+  void run_outliers(const Linear<SparseOutlierView>& op);
 
   // linear.cu
   template <class Encoding>
@@ -129,11 +134,14 @@ class CudaBackend final : public Backend {
 
   /// Numbers on the device, wherever the view has them.
   static const int32_t* numbers(const TensorView& view, cuda::Uploads& uploads);
+  /// The op with its input on the device, wherever it was: images come from the host.
+  template <class Encoding>
+  Linear<Encoding> with_input(const Linear<Encoding>& op);
 
   DType half_;
   ThreadPool pool_;
   cuda::Machine machine_;
-  cuda::DeviceScratch input_, sums_, partials_, arrived_, decoded_, product_, parts_;
+  cuda::DeviceScratch input_, sums_, partials_, arrived_, decoded_, product_, parts_, from_host_;
   cuda::Uploads ids_, positions_, spans_;
 };
 

@@ -1,7 +1,6 @@
 #include "kernels/ops/embedding.h"
 
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/group_meta.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_rows.h"
 #include "kernels/cuda/weight_blob.h"
@@ -56,6 +55,27 @@ struct FragmentTable {
   }
 };
 
+struct OutlierTable {
+  const uint32_t* codes;
+  const RealMeta* meta;
+  const uint32_t* begins;
+  const uint32_t* outliers;
+  int bits, units, stages, groups, group_size;
+  BALLAST_DEVICE float get(int row, int column) const {
+    const int64_t tile = row / kTileRows;
+    const int within = row % kTileRows;
+    const int64_t list = outlier_list(tile, stages, column / kStageColumns, within);
+    for (uint32_t i = begins[list]; i < begins[list + 1]; ++i)
+      if (outlier_column(outliers[i]) == column % kStageColumns &&
+          outlier_is_low(outliers[i]) == (within < 8))
+        return dev::half_to_float(uint16_t(outliers[i] >> 16));
+    const uint32_t* words = codes + (tile * units + column / kUnitColumns) * 32 * words_of(bits);
+    const RealMeta& group = meta[tile * groups + column / group_size];
+    return group.scales[within] *
+           (float(code_in_unit(words, bits, within, column % kUnitColumns)) - group.zero_points[within]);
+  }
+};
+
 template <class Table>
 void embed(Machine& machine, const Table& table, const int32_t* ids, bool accumulate, const OutputView& y) {
   if (y.shape[0] == 0) return;
@@ -93,11 +113,11 @@ void CudaBackend::run(const Embedding<AffineView>& op) {
   const int32_t* ids = numbers(op.ids, ids_);
   if (form_of(op.table) == WeightForm::rows)
     return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
-  const FragmentBlob sizes(op.table, AffineMeta::kBytes);
+  const FragmentBlob sizes(op.table);
   const char* const blob = op.table.data.as<char>();
   embed(machine_,
         FragmentTable{.codes = reinterpret_cast<const uint32_t*>(blob),
-                      .meta = reinterpret_cast<const AffineMeta*>(blob + sizes.code_bytes),
+                      .meta = reinterpret_cast<const AffineMeta*>(blob + sizes.meta_at),
                       .bits = op.table.bits,
                       .units = int(sizes.units),
                       .groups = int(sizes.groups),
@@ -107,7 +127,22 @@ void CudaBackend::run(const Embedding<AffineView>& op) {
 
 void CudaBackend::run(const Embedding<SparseOutlierView>& op) {
   op.check();
-  embed(machine_, decoded_table(op.table), numbers(op.ids, ids_), op.accumulate, op.y);
+  const int32_t* ids = numbers(op.ids, ids_);
+  if (form_of(op.table) == WeightForm::rows)
+    return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
+  const FragmentBlob sizes(op.table);
+  const char* const blob = op.table.data.as<char>();
+  embed(machine_,
+        OutlierTable{.codes = reinterpret_cast<const uint32_t*>(blob),
+                     .meta = reinterpret_cast<const RealMeta*>(blob + sizes.meta_at),
+                     .begins = reinterpret_cast<const uint32_t*>(blob + sizes.begins_at),
+                     .outliers = reinterpret_cast<const uint32_t*>(blob + sizes.outliers_at),
+                     .bits = op.table.bits,
+                     .units = int(sizes.units),
+                     .stages = int(sizes.stages),
+                     .groups = int(sizes.groups),
+                     .group_size = int(op.table.group_size)},
+        ids, op.accumulate, op.y);
 }
 
 void CudaBackend::run(const Embedding<ResidualBinaryView>& op) {

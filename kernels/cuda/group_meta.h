@@ -11,6 +11,7 @@ struct AffineMeta {
   uint8_t zero_points[kTileRows];
 
   static constexpr int kBytes = 48, kUsualChunk = 128;
+  static constexpr bool kOutliers = false;
   struct Row {
     float scale, zero;
   };
@@ -19,5 +20,37 @@ struct AffineMeta {
   }
 };
 static_assert(sizeof(AffineMeta) == AffineMeta::kBytes);
+
+/// The same as floats, for groups whose scales and zero points are quantized themselves (encodings/sparse_outliers.h): the
+/// zero points are real numbers. Such weights have outliers.
+struct RealMeta {
+  float scales[kTileRows];
+  float zero_points[kTileRows];
+
+  static constexpr int kBytes = 128, kUsualChunk = 16;
+  static constexpr bool kOutliers = true;
+  using Row = AffineMeta::Row;
+  static BALLAST_DEVICE Row row(dev::Shared<uint8_t> s_meta, int row) {
+    const auto s_floats = s_meta.as<float>();
+    return {s_floats.get(row), s_floats.get(16 + row)};
+  }
+};
+static_assert(sizeof(RealMeta) == RealMeta::kBytes);
+
+/// A weight kept in 16 bits, as one word: its column in the stage, whether its row of the tile is below 8, its value in
+/// binary16. Under it lies code 0.
+BALLAST_BOTH constexpr uint32_t outlier_word(int column, int row, uint16_t value) {
+  return uint32_t(value) << 16 | uint32_t(row / 8) << 8 | uint32_t(column);
+}
+BALLAST_BOTH constexpr int outlier_column(uint32_t word) {
+  return int(word & 0xff);
+}
+BALLAST_BOTH constexpr bool outlier_is_low(uint32_t word) {
+  return (word >> 8 & 1) == 0;
+}
+/// Index of the list of outliers of `row` of a tile, and of row ± 8, in one stage; a list begins where the one before ends.
+BALLAST_BOTH constexpr int64_t outlier_list(int64_t tile, int64_t stages, int64_t stage, int row) {
+  return (tile * stages + stage) * 8 + row % 8;
+}
 
 }  // namespace ballast::cuda

@@ -75,13 +75,17 @@ void CudaBackend::run_rows(DType type, const Linear<Encoding>& op) {
   multiply(StoredBF16());
 }
 
-void CudaBackend::run(const Linear<DenseView>& op) {
-  op.check();
+void CudaBackend::run(const Linear<DenseView>& any_op) {
+  any_op.check();
+  if (any_op.x.shape[0] == 0) return;
+  const Linear<DenseView> op = with_input(any_op);
   run_rows(op.weight.dtype, op);
 }
 
-void CudaBackend::run(const Linear<AffineView>& op) {
-  op.check();
+void CudaBackend::run(const Linear<AffineView>& any_op) {
+  any_op.check();
+  if (any_op.x.shape[0] == 0) return;
+  const Linear<AffineView> op = with_input(any_op);
   if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
   switch (op.weight.bits) {
     case 2:
@@ -95,13 +99,18 @@ void CudaBackend::run(const Linear<AffineView>& op) {
   }
 }
 
-void CudaBackend::run(const Linear<SparseOutlierView>& op) {
-  op.check();
-  run_rows(DType::f32, op);
+void CudaBackend::run(const Linear<SparseOutlierView>& any_op) {
+  any_op.check();
+  if (any_op.x.shape[0] == 0) return;
+  const Linear<SparseOutlierView> op = with_input(any_op);
+  if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
+  run_outliers(op);
 }
 
-void CudaBackend::run(const Linear<ResidualBinaryView>& op) {
-  op.check();
+void CudaBackend::run(const Linear<ResidualBinaryView>& any_op) {
+  any_op.check();
+  if (any_op.x.shape[0] == 0) return;
+  const Linear<ResidualBinaryView> op = with_input(any_op);
   run_rows(DType::f32, op);
 }
 

@@ -18,8 +18,10 @@
 namespace ballast::cuda {
 
 struct LinearFragmentsArgs {
-  const uint32_t* codes;  ///< [tiles][units][32 · bits]
-  const char* meta;       ///< [tiles][groups] of Meta
+  const uint32_t* codes;           ///< [tiles][units][32 · bits]
+  const char* meta;                ///< [tiles][groups] of Meta
+  const uint32_t* outlier_begins;  ///< [outlier_list … + 1], where Meta has outliers
+  const uint32_t* outliers;        ///< outlier_word
   int tiles, units, groups;
   int in_features, group_size;
   int chunk_log2;  ///< of its columns (chunk_columns)
@@ -181,6 +183,33 @@ struct LinearFragments {
       load_words<Bits>(from.s_codes.from(unit * kUnitWords), words);
       multiply_steps<0>(words, from, unit);
       multiply_steps<2>(words, from, unit);
+    }
+    if constexpr (Meta::kOutliers) add_outliers(at, from);
+  }
+
+  /// Code 0 under an outlier has put −scale · zero_point into the sum, which is taken back. A lane adds those of its two rows,
+  /// in their order.
+  BALLAST_DEVICE void add_outliers(const Cursor& at, const Operands& from) {
+    const int r = dev::lane() / 4, t = 2 * (dev::lane() % 4);
+    const int64_t list = outlier_list(at.rows * kWarps + dev::warp(), stages_, at.stage, r);
+    const uint32_t end = args_.outlier_begins[list + 1];
+    for (uint32_t i = args_.outlier_begins[list]; i < end; ++i) {
+      const uint32_t word = args_.outliers[i];
+      const int column = outlier_column(word);
+      const bool low = outlier_is_low(word);
+      const auto meta =
+          Meta::row(from.s_meta.from((column >> args_.chunk_log2) * Meta::kBytes), low ? r : r + 8);
+      const float value = dev::fma(meta.scale, meta.zero, dev::half_to_float(uint16_t(word >> 16)));
+      const float of_low = low ? value : 0.0f, of_high = low ? 0.0f : value;
+#pragma unroll
+      for (int n = 0; n < TokenTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const uint16_t half = s_x_.get((at.slot * kTokens + 8 * n + t + e) * kXStride + column);
+          const float x = Half::kType == DType::f16 ? dev::half_to_float(half) : dev::bfloat_to_float(half);
+          totals_[n][e] = dev::fma(of_low, x, totals_[n][e]);
+          totals_[n][2 + e] = dev::fma(of_high, x, totals_[n][2 + e]);
+        }
     }
   }
 

@@ -23,6 +23,17 @@ cuda::Epilogue CudaBackend::epilogue(const Linear<Encoding>& op) {
 }
 
 template <class Encoding>
+Linear<Encoding> CudaBackend::with_input(const Linear<Encoding>& op) {
+  Linear<Encoding> same = op;
+  if (op.x.device == Device::cuda || op.x.shape[0] == 0) return same;
+  const int64_t floats = (op.x.shape[0] - 1) * op.x.strides[0] + op.x.shape[1];
+  same.x.data = from_host_.of<float>(floats);
+  same.x.device = Device::cuda;
+  machine_.copy_in(const_cast<void*>(same.x.data), op.x.data, 4 * floats);
+  return same;
+}
+
+template <class Encoding>
 Linear<Encoding> CudaBackend::part_of(const Linear<Encoding>& op, int64_t first, int64_t count) {
   Linear<Encoding> part = op;
   part.x = op.x.rows(first, count);

@@ -2,7 +2,6 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/group_meta.h"
 #include "kernels/cuda/weight_blob.h"
 
 namespace ballast {
@@ -34,8 +33,8 @@ struct UnitPlaces {
   }
 };
 
-void pack_unit(const AffineMatrix& source, const UnitPlaces& places, int64_t tile, int64_t unit,
-               uint32_t* words) {
+template <class Matrix>
+void pack_unit(const Matrix& source, const UnitPlaces& places, int64_t tile, int64_t unit, uint32_t* words) {
   const int64_t first_row = tile * kTileRows, first_column = unit * kUnitColumns;
   const int64_t rows = std::min<int64_t>(kTileRows, source.out_features - first_row);
   const int64_t columns = std::min<int64_t>(kUnitColumns, source.in_features - first_column);
@@ -64,6 +63,49 @@ void pack_meta(const AffineMatrix& source, int64_t tile, AffineMeta* meta) {
     }
 }
 
+void pack_meta(const SparseOutlierMatrix& source, int64_t tile, RealMeta* meta) {
+  for (int64_t group = 0; group < source.groups(); ++group)
+    for (int64_t row = 0; row < kTileRows && tile * kTileRows + row < source.out_features; ++row) {
+      meta[group].scales[row] = source.scale(tile * kTileRows + row, group);
+      meta[group].zero_points[row] = source.zero(tile * kTileRows + row, group);
+    }
+}
+
+/// All of a blob but outliers.
+template <class Meta, class Matrix, class View>
+std::vector<uint32_t> packed_fragments(ThreadPool& pool, const Matrix& source, const View& weight) {
+  const FragmentBlob sizes(weight);
+  const int64_t unit_words = dev::kWarp * words_of(weight.bits);
+  std::vector<uint32_t> words(size_t(sizes.bytes / 4), 0);
+  auto* const meta = reinterpret_cast<Meta*>(words.data() + sizes.meta_at / 4);
+  const UnitPlaces places(weight.bits);
+  pool.parallel(sizes.tiles, [&](int, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      for (int64_t unit = 0; unit < sizes.units; ++unit)
+        pack_unit(source, places, tile, unit, words.data() + (tile * sizes.units + unit) * unit_words);
+      pack_meta(source, tile, meta + tile * sizes.groups);
+    }
+  });
+  return words;
+}
+
+void pack_outliers(const SparseOutlierMatrix& source, const FragmentBlob& sizes, uint32_t* begins,
+                   uint32_t* outliers) {
+  std::vector<std::vector<uint32_t>> lists(size_t(8 * sizes.tiles * sizes.stages));
+  for (int64_t row = 0; row < source.out_features; ++row)
+    for (uint32_t i = source.outlier_rows[size_t(row)]; i < source.outlier_rows[size_t(row) + 1]; ++i) {
+      const int column = source.outlier_columns[i], within = int(row % kTileRows);
+      const int64_t list = outlier_list(row / kTileRows, sizes.stages, column / kStageColumns, within);
+      lists[size_t(list)].push_back(outlier_word(column % kStageColumns, within, source.outlier_values[i]));
+    }
+  uint32_t count = 0;
+  for (size_t list = 0; list < lists.size(); ++list) {
+    begins[list] = count;
+    for (const uint32_t word : lists[list]) outliers[count++] = word;
+  }
+  begins[lists.size()] = count;
+}
+
 template <class Matrix>
 std::vector<float> decoded_rows(ThreadPool& pool, const Matrix& source) {
   std::vector<float> rows(size_t(source.out_features * source.in_features));
@@ -80,11 +122,12 @@ int64_t CudaBackend::packed_bytes(const DenseView& weight) const {
   return weight.out_features * weight.in_features * size_of(weight.dtype);
 }
 int64_t CudaBackend::packed_bytes(const AffineView& weight) const {
-  if (form_of(weight) == WeightForm::fragments) return FragmentBlob(weight, AffineMeta::kBytes).bytes;
-  return weight.out_features * weight.in_features * 4;
+  return form_of(weight) == WeightForm::fragments ? FragmentBlob(weight).bytes
+                                                  : weight.out_features * weight.in_features * 4;
 }
 int64_t CudaBackend::packed_bytes(const SparseOutlierView& weight) const {
-  return weight.out_features * weight.in_features * 4;
+  return form_of(weight) == WeightForm::fragments ? FragmentBlob(weight).bytes
+                                                  : weight.out_features * weight.in_features * 4;
 }
 int64_t CudaBackend::packed_bytes(const ResidualBinaryView& weight) const {
   return weight.out_features * weight.in_features * 4;
@@ -100,23 +143,22 @@ void CudaBackend::pack(const AffineMatrix& source, const AffineView& weight, voi
     machine_.copy_in(blob, decoded_rows(pool_, source).data(), packed_bytes(weight));
     return;
   }
-  const FragmentBlob sizes(weight, AffineMeta::kBytes);
-  const int64_t unit_words = dev::kWarp * words_of(weight.bits);
-  std::vector<uint32_t> words(size_t(sizes.bytes / 4), 0);
-  auto* const meta = reinterpret_cast<AffineMeta*>(words.data() + sizes.code_bytes / 4);
-  const UnitPlaces places(weight.bits);
-  pool_.parallel(sizes.tiles, [&](int, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      for (int64_t unit = 0; unit < sizes.units; ++unit)
-        pack_unit(source, places, tile, unit, words.data() + (tile * sizes.units + unit) * unit_words);
-      pack_meta(source, tile, meta + tile * sizes.groups);
-    }
-  });
-  machine_.copy_in(blob, words.data(), sizes.bytes);
+  machine_.copy_in(blob, packed_fragments<AffineMeta>(pool_, source, weight).data(), packed_bytes(weight));
 }
 
 void CudaBackend::pack(const SparseOutlierMatrix& source, const SparseOutlierView& weight, void* blob) {
-  machine_.copy_in(blob, decoded_rows(pool_, source).data(), packed_bytes(weight));
+  if (form_of(weight) == WeightForm::rows) {
+    machine_.copy_in(blob, decoded_rows(pool_, source).data(), packed_bytes(weight));
+    return;
+  }
+  SparseOutlierMatrix bare = source;
+  for (int64_t row = 0; row < source.out_features; ++row)
+    for (uint32_t i = source.outlier_rows[size_t(row)]; i < source.outlier_rows[size_t(row) + 1]; ++i)
+      bare.codes[size_t(row * source.in_features + source.outlier_columns[i])] = 0;
+  std::vector<uint32_t> words = packed_fragments<RealMeta>(pool_, bare, weight);
+  const FragmentBlob sizes(weight);
+  pack_outliers(source, sizes, words.data() + sizes.begins_at / 4, words.data() + sizes.outliers_at / 4);
+  machine_.copy_in(blob, words.data(), sizes.bytes);
 }
 void CudaBackend::pack(const ResidualBinaryMatrix& source, const ResidualBinaryView& weight, void* blob) {
   machine_.copy_in(blob, decoded_rows(pool_, source).data(), packed_bytes(weight));

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/cuda/weight_blob.h"
+#include "kernels/ops/embedding.h"
 #include "tests/support/simt/emulated_backend.h"
 
 namespace ballast {
@@ -154,19 +154,68 @@ TEST(SimtLinearRows, SixteenBitWeightsOfManyTokensAreMultipliedWhole) {
   }
 }
 
-TEST(SimtLinearRows, OutliersAndResidualBinary) {
+TEST(SimtLinearRows, ResidualBinary) {
   const auto backend = emulated_backend();
   Random random(10);
   const std::vector<float> x = random.floats(3 * 96);
-  const auto outliers = test::random_outliers(random, 3, 3, 40, 96, 16);
-  const auto binary = test::random_binary(random, 40, 96, 32);
+  const auto matrix = test::random_binary(random, 40, 96, 32);
+  const auto weight = test::packed(*backend, matrix);
+  EXPECT_TRUE(
+      within_bounds(run(*backend, x, weight.view, {}, 3), reference(test::decoded(matrix), x, {}, 3)));
+}
+
+// Small groups with real zero points, and outliers: random_outliers keeps row 1 without any and makes the last row of nothing
+// else. A group of 9 columns is decoded to rows.
+TEST(SimtLinearOutliers, OfEveryWidthAndGroup) {
+  uint64_t seed = 50;
+  for (const char* activations : {"f32", "bf16"})
+    for (const int bits : {2, 3, 4, 8})
+      for (const auto& [shape, group_size] :
+           {std::pair(Shape{150, 336}, 16), std::pair(Shape{37, 576}, 64), std::pair(Shape{20, 36}, 9)}) {
+        Random random(++seed);
+        const auto backend = emulated_backend(activations);
+        const auto matrix = test::random_outliers(random, bits, 3, shape[0], shape[1], group_size);
+        const auto weight = test::packed(*backend, matrix);
+        for (const int64_t tokens : {1, 7, 41}) {
+          const std::vector<float> x = random.floats(tokens * shape[1]);
+          const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+          ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                    reference(test::decoded(matrix), x, extras, tokens,
+                                              test::fragments_bound(matrix, activations))))
+              << bits << " bits, " << activations << ", " << shape.text() << ", " << tokens << " tokens";
+        }
+      }
+}
+
+TEST(SimtEmbedding, RowsOfEveryEncodingAreExact) {
+  const auto backend = emulated_backend();
+  const std::vector<int32_t> ids{0, 36, 3, 3, 18, 15};
   const auto check = [&](const auto& matrix) {
-    const auto weight = test::packed(*backend, matrix);
-    EXPECT_TRUE(
-        within_bounds(run(*backend, x, weight.view, {}, 3), reference(test::decoded(matrix), x, {}, 3)));
+    const auto table = test::packed(*backend, matrix);
+    const auto values = test::decoded(matrix);
+    const int64_t hidden = values.in_features, tokens = int64_t(ids.size());
+    std::vector<float> y(size_t(tokens * hidden), 0.5f), expected, added;
+    for (const int32_t id : ids)
+      for (int64_t i = 0; i < hidden; ++i) {
+        expected.push_back(values.values[size_t(id * hidden + i)]);
+        added.push_back(0.5f + expected.back());
+      }
+    Embedding<decltype(table.view)> op{
+        .ids = test::view_of(ids), .table = table.view, .y = test::view_of(y, {tokens, hidden})};
+    op.accumulate = true;
+    backend->run(op);
+    EXPECT_TRUE(same_bits(y, added));
+    op.accumulate = false;
+    backend->run(op);
+    EXPECT_TRUE(same_bits(y, expected));
   };
-  check(outliers);
-  check(binary);
+  Random random(12);
+  for (const int bits : {2, 3, 4, 8}) {
+    check(test::random_affine(random, bits, 37, 320, 64));
+    check(test::random_outliers(random, bits, 3, 37, 272, 16));
+  }
+  check(test::random_affine(random, 3, 37, 36, 9));
+  check(test::random_binary(random, 37, 300, 32));
 }
 
 TEST(SimtLinearTraffic, WeightsAreReadOnceAndRowsOfXLieInDifferentBanks) {

@@ -7,6 +7,8 @@
 
 #include "models/registry.h"
 #include "tests/support/golden_folders.h"
+#include "tests/support/golden_tensors.h"
+#include "tests/support/image_patches.h"
 #include "tests/support/logits.h"
 #include "tests/support/rounded_model.h"
 #include "tests/support/simt/emulated_backend.h"
@@ -48,6 +50,28 @@ TEST(SimtModel, EveryVariantOfOptAgreesWithTheCpu) {
       ASSERT_EQ(logits.size(), expected.size());
       for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], expected[i], bound) << "logit " << i;
     }
+  }
+}
+
+// Against the independent implementation that the CPU is held to, see tests/models/vit_test.cpp.
+TEST(SimtModel, EveryVariantOfVitMatchesTransformers) {
+  const auto cuda = test::emulated_backend();
+  for (const std::string& name : test::subfolders(kSource / "tests/golden/vit")) {
+    SCOPED_TRACE(name);
+    const auto folder = kSource / "tests/golden/vit" / name;
+    const GoldenTensors golden(folder / "golden.safetensors");
+    const std::vector<float> pixels = golden.floats("pixels"), expected = golden.floats("logits");
+    const auto model = load_model(Checkpoint::open(folder), *cuda);
+    const nn::ImageFacts& facts = *model->facts().image;
+    const int64_t images = int64_t(expected.size()) / model->facts().vocab;
+    Batch batch;
+    batch.add_images(facts, images);
+    for (int64_t i = 0; i < images; ++i)
+      fill_patches(facts, pixels.data() + i * facts.channels * facts.height * facts.width, batch.image(i));
+    Runner runner(*cuda, *model);
+    const TensorView logits = runner.run(batch);
+    ASSERT_EQ(logits.shape.elements(), int64_t(expected.size()));
+    for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(logits.as<float>()[i], expected[i], 2e-4);
   }
 }
 

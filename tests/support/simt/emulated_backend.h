@@ -43,4 +43,24 @@ inline SumBound fragments_bound(const AffineMatrix& matrix, const std::string& a
   };
 }
 
+/// The same with real zero points, and outliers: code 0 lies under them, and each adds value + scale · zero point in steps
+/// of f32.
+inline SumBound fragments_bound(const SparseOutlierMatrix& matrix, const std::string& activations = "f32") {
+  const double rounding = half_rounding(activations);
+  return [&matrix, rounding](const float* x, const float* w, int64_t in_features, int64_t row) {
+    double of_x = 0, sizes = 0;
+    for (int64_t k = 0; k < in_features; ++k) {
+      const int64_t group = k / matrix.group_size;
+      const double scale = std::abs(double(matrix.scale(row, group))),
+                   zero = std::abs(double(matrix.zero(row, group)));
+      const double offset = matrix.bits == 2 ? 128 : 0, codes = double((1 << matrix.bits) - 1);
+      of_x += std::abs(double(w[k])) * (rounding * std::abs(double(x[k])) + 0x1p-25);
+      sizes += std::abs(double(x[k])) * (scale * (codes + offset + 3 * zero) + 2 * std::abs(double(w[k])));
+    }
+    const double outliers = matrix.outlier_rows[size_t(row) + 1] - matrix.outlier_rows[size_t(row)];
+    const double chunks = double(in_features) / double(std::min<int64_t>(matrix.group_size, 128));
+    return of_x + (4 * 8 + 2 * chunks + outliers + 8) * kRound32 * (sizes + of_x);
+  };
+}
+
 }  // namespace ballast::test
