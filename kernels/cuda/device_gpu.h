@@ -68,13 +68,18 @@ BALLAST_DEVICE void copy_async(Shared<T> to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address()), "l"(from),
                "r"(there ? 16 : 0));
 }
-template <class T>
-BALLAST_DEVICE void copy_async_once(Shared<T> to, const void* from) {
-  asm volatile(
-      "{\n .reg .b64 policy;\n createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-      " cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, policy;\n}" ::"r"(to.address()),
-      "l"(from));
-}
+class ReadOnce {
+ public:
+  BALLAST_DEVICE ReadOnce() { asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_)); }
+  template <class T>
+  BALLAST_DEVICE void copy_async(Shared<T> to, const void* from) const {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to.address()),
+                 "l"(from), "l"(policy_));
+  }
+
+ private:
+  uint64_t policy_;
+};
 BALLAST_DEVICE void copy_commit() {
   asm volatile("cp.async.commit_group;");
 }

@@ -63,11 +63,14 @@ template <class T>
 void copy_async(Shared<T> to, const void* from, bool there) {
   copy_async(to.address(), to.begin(), to.end(), from, there);
 }
-/// The same for data that is read once: the cache is told to give it up first.
-template <class T>
-void copy_async_once(Shared<T> to, const void* from) {
-  copy_async(to, from, true);
-}
+/// Copies data that is read once: the cache is told to give it up first.
+class ReadOnce {
+ public:
+  template <class T>
+  void copy_async(Shared<T> to, const void* from) const {
+    dev::copy_async(to, from, true);
+  }
+};
 /// This thread's copies since the last commit become a group.
 void copy_commit();
 /// Waits until at most that many of this thread's groups are on their way.

@@ -40,6 +40,8 @@ struct LinearFragments {
   static constexpr int kKinds = Bits == 2 ? 3 : 1;
   using Args = LinearFragmentsArgs;
 
+  static constexpr int kUsualChunkLog2 = Meta::kUsualChunk == 128 ? 7 : 4;
+
   // One stage in shared memory.
   static constexpr int kUnitWords = 32 * Bits;
   static constexpr int kXStride = kStageColumns + 8;  ///< rows of x start in different banks
@@ -132,7 +134,7 @@ struct LinearFragments {
     const int lines = units_in(stage) * kUnitWords / 4;
 #pragma unroll
     for (int line = lane; line < kStageUnits * kUnitWords / 4; line += dev::kWarp)
-      if (line < lines) dev::copy_async_once(s_codes.from(4 * line), codes + 4 * line);
+      if (line < lines) weights_.copy_async(s_codes.from(4 * line), codes + 4 * line);
 
     constexpr int kParts = Meta::kBytes / 16;
     const auto s_meta = s_meta_.from((slot * kWarps + dev::warp()) * chunks_ * Meta::kBytes);
@@ -177,14 +179,24 @@ struct LinearFragments {
                         .s_sums = s_sums_.from(at.slot * chunks_ * kKinds * kTokens + 2 * (lane % 4)),
                         .columns = args_.in_features - at.stage * kStageColumns};
     const int units = units_in(at.stage);
+    if (units == kStageUnits && args_.chunk_log2 == kUsualChunkLog2) {
+      // The whole stage in a line: offsets are constants, and nothing is asked on the way.
+#pragma unroll
+      for (int unit = 0; unit < kStageUnits; ++unit) multiply_unit<kUsualChunkLog2>(from, unit);
+    } else {
 #pragma unroll 1
-    for (int unit = 0; unit < units; ++unit) {
-      uint32_t words[Bits];
-      load_words<Bits>(from.s_codes.from(unit * kUnitWords), words);
-      multiply_steps<0>(words, from, unit);
-      multiply_steps<2>(words, from, unit);
+      for (int unit = 0; unit < units; ++unit) multiply_unit<0>(from, unit);
     }
     if constexpr (Meta::kOutliers) add_outliers(at, from);
+  }
+
+  /// ChunkLog2: of chunks of that size that fill the stage; 0: of any.
+  template <int ChunkLog2>
+  BALLAST_DEVICE void multiply_unit(const Operands& from, int unit) {
+    uint32_t words[Bits];
+    load_words<Bits>(from.s_codes.from(unit * kUnitWords), words);
+    multiply_steps<ChunkLog2, 0>(words, from, unit);
+    multiply_steps<ChunkLog2, 2>(words, from, unit);
   }
 
   /// Code 0 under an outlier has put −scale · zero_point into the sum, which is taken back. A lane adds those of its two rows,
@@ -214,7 +226,7 @@ struct LinearFragments {
   }
 
   /// Steps Step and Step + 1 of a unit: one ldmatrix brings both their B operands for eight tokens.
-  template <int Step>
+  template <int ChunkLog2, int Step>
   BALLAST_DEVICE void multiply_steps(const uint32_t (&words)[Bits], const Operands& from, int unit) {
     uint32_t a[4], b[TokenTiles][4];
     const auto s_x = from.s_x.from(unit * kUnitColumns + 16 * Step);
@@ -223,18 +235,20 @@ struct LinearFragments {
     decode_step<Bits, Half, Step>(words, a);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][0], b[n][1]);
-    scale_after(from, unit * 4 + Step);
+    scale_after<ChunkLog2>(from, unit * 4 + Step);
     decode_step<Bits, Half, Step + 1>(words, a);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][2], b[n][3]);
-    scale_after(from, unit * 4 + Step + 1);
+    scale_after<ChunkLog2>(from, unit * 4 + Step + 1);
   }
 
   /// At the end of a chunk, brings its sums to scale and adds them to the totals. Padding has no scale and sums of 0.
+  template <int ChunkLog2>
   BALLAST_DEVICE void scale_after(const Operands& from, int step) {
-    if ((step + 1) * 16 & ((1 << args_.chunk_log2) - 1)) return;
-    if (step * 16 >= from.columns) return;
-    const int chunk = step * 16 >> args_.chunk_log2, r = dev::lane() / 4;
+    const int chunk_log2 = ChunkLog2 ? ChunkLog2 : args_.chunk_log2;
+    if ((step + 1) * 16 & ((1 << chunk_log2) - 1)) return;
+    if (ChunkLog2 == 0 && step * 16 >= from.columns) return;
+    const int chunk = step * 16 >> chunk_log2, r = dev::lane() / 4;
     const auto s_meta = from.s_meta.from(chunk * Meta::kBytes);
     const auto low = Meta::row(s_meta, r), high = Meta::row(s_meta, r + 8);
     const auto s_sums = from.s_sums.from(chunk * kKinds * kTokens);
@@ -303,6 +317,7 @@ struct LinearFragments {
   }
 
   const Args& args_;
+  const dev::ReadOnce weights_;
   int chunks_, stages_;
   int begin_, end_, items_;
   dev::Shared<int> s_ticket_;
