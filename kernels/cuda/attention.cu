@@ -16,6 +16,8 @@ namespace {
 
 // A grid has at most so many blocks in its second dimension.
 constexpr int64_t kMostBlocksY = 65535;
+// What blocks of positions may leave in memory before they are joined.
+constexpr int64_t kMostPartBytes = int64_t(64) << 20;
 // Spans of at least so many rows go to the tensor cores.
 constexpr int32_t kTileRowsLeast = 16;
 
@@ -134,8 +136,11 @@ void CudaBackend::run(const Attention& op) {
   attend_tiles(std::integral_constant<int, 64>());
   attend_tiles(std::integral_constant<int, 80>());
   attend_tiles(std::integral_constant<int, 128>());
+  if (plan.row_count() == 0) return;
   const int64_t blocks = (plan.most_visible() + AttendRows::kPositions - 1) / AttendRows::kPositions;
-  const int64_t at_once = std::max<int64_t>(1, kMostBlocksY / op.heads);
+  const int64_t part_bytes = op.heads * blocks * (2 + head_dim) * 4;
+  const int64_t at_once =
+      std::max<int64_t>(1, std::min(kMostBlocksY / op.heads, kMostPartBytes / part_bytes));
   for (int64_t first = 0; first < plan.row_count(); first += at_once) {
     const int64_t rows = std::min(at_once, plan.row_count() - first);
     launch<AttendRows>(

@@ -19,7 +19,7 @@ struct DecodeFragments {
   };
 
   static BALLAST_DEVICE void run(const Args& args) {
-    const int unit = dev::block(), tile = dev::block_y(), lane = dev::lane();
+    const int tile = dev::block(), unit = dev::block_y(), lane = dev::lane();
     const uint32_t* words = args.codes + (int64_t(tile) * args.units + unit) * 32 * Bits;
     const int column = unit * kUnitColumns + 2 * lane;
     if (column >= args.in_features) return;

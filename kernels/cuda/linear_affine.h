@@ -10,6 +10,13 @@ template <int Bits, class Half>
 void CudaBackend::run_halves(const Linear<AffineView>& op) {
   using cuda::AffineMeta;
   const int64_t tokens = op.x.shape[0];
+  constexpr int64_t kMostAtOnce =
+      32768;  // whole products have a block of the grid's second dimension for each
+  if (tokens > kMostAtOnce) {
+    for (int64_t first = 0; first < tokens; first += kMostAtOnce)
+      run_halves<Bits, Half>(part_of(op, first, std::min(kMostAtOnce, tokens - first)));
+    return;
+  }
   if (tokens >= kDecodeTokens) return run_decoded<Bits, Half>(op);
   constexpr int64_t kMost = 64;
   for (int64_t first = 0; first < tokens;) {
@@ -37,7 +44,7 @@ void CudaBackend::run_decoded(const Linear<AffineView>& op) {
   const FragmentBlob sizes(op.weight);
   const char* const blob = op.weight.data.template as<char>();
   auto* const rows = decoded_.of<uint16_t>(op.weight.out_features * op.weight.in_features);
-  launch<DecodeFragments<Bits, Half>>(machine_, {.blocks = sizes.units, .blocks_y = sizes.tiles},
+  launch<DecodeFragments<Bits, Half>>(machine_, {.blocks = sizes.tiles, .blocks_y = sizes.units},
                                       {.codes = reinterpret_cast<const uint32_t*>(blob),
                                        .meta = reinterpret_cast<const AffineMeta*>(blob + sizes.meta_at),
                                        .units = int(sizes.units),

@@ -317,7 +317,7 @@ struct LinearFragments {
   }
 
   const Args& args_;
-  const dev::ReadOnce weights_;
+  dev::ReadOnce weights_;
   int chunks_, stages_;
   int begin_, end_, items_;
   dev::Shared<int> s_ticket_;

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <tuple>
 
@@ -14,6 +15,8 @@ namespace {
 
 // cuBLASLt may use so much beside the operands.
 constexpr size_t kProductWorkspace = size_t(32) << 20;
+// Copies from the host up to this size pass through pinned memory, so that nobody waits for them.
+constexpr int64_t kStagedBytes = int64_t(64) << 10, kStagingBytes = int64_t(1) << 20;
 // The smallest device that all kernels were made for has 163 KB of shared memory a block (sm_80).
 constexpr int kLeastMajor = 8;
 constexpr int64_t kLeastShared = int64_t(160) << 10;
@@ -57,6 +60,8 @@ struct Machine::State {
   cudaStream_t stream = nullptr;
   cublasLtHandle_t product = nullptr;
   void* workspace = nullptr;
+  char* staging = nullptr;   ///< pinned
+  int64_t staging_used = 0;  ///< bytes that copies may still be reading
 
   // What cuBLASLt's heuristic chose for a shape, kept so that a shape is always multiplied by the same algorithm.
   using ShapeKey = std::tuple<int, int64_t, int64_t, int64_t>;
@@ -66,6 +71,7 @@ struct Machine::State {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() {
+    if (staging) cudaFreeHost(staging);
     if (workspace) cudaFree(workspace);
     if (product) cublasLtDestroy(product);
     if (stream) cudaStreamDestroy(stream);
@@ -84,6 +90,7 @@ Machine::Machine() : state_(std::make_unique<State>()) {
             .cache_bytes = int64_t(facts.l2CacheSize),
             .shared_bytes = int64_t(facts.sharedMemPerBlockOptin)};
   check_call(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  check_call(cudaMallocHost(&state_->staging, size_t(kStagingBytes)), "cudaMallocHost");
   check_product(cublasLtCreate(&state_->product), "cublasLtCreate");
 }
 
@@ -111,8 +118,26 @@ void Machine::release(void* pointer) noexcept {
 }
 
 void Machine::copy_in(void* to, const void* from, int64_t bytes) {
-  check_call(cudaMemcpyAsync(to, from, size_t(bytes), cudaMemcpyDefault, state_->stream),
-             "a copy to the device");
+  if (bytes == 0) return;
+  const auto copy = [&](const void* source) {
+    check_call(cudaMemcpyAsync(to, source, size_t(bytes), cudaMemcpyDefault, state_->stream),
+               "a copy to the device");
+  };
+  cudaPointerAttributes kind{};
+  check_call(cudaPointerGetAttributes(&kind, from), "cudaPointerGetAttributes");
+  if (kind.type == cudaMemoryTypeDevice) return copy(from);
+  if (bytes > kStagedBytes) {
+    copy(from);
+    return wait();  // `from` may change from here on
+  }
+  if (state_->staging_used + bytes > kStagingBytes) {
+    wait();
+    state_->staging_used = 0;
+  }
+  char* const staged = state_->staging + state_->staging_used;
+  state_->staging_used += (bytes + 63) / 64 * 64;
+  std::memcpy(staged, from, size_t(bytes));
+  copy(staged);
 }
 
 void Machine::copy_out(void* to, const void* from, int64_t bytes) {
