@@ -96,6 +96,7 @@ class Plan {
 
 void CudaBackend::run(const Attention& op) {
   op.check();
+  forget_input();
   const int64_t head_dim = op.q.shape[1] / op.heads, tokens = op.q.shape[0];
   if (tokens == 0) return;
   if (op.cache) CHECK(op.cache.contiguous(), "attention: cache has gaps");

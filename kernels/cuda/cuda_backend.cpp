@@ -52,13 +52,16 @@ std::string CudaBackend::description() const {
 }
 
 void* CudaBackend::allocate(int64_t bytes) {
+  forget_input();
   CHECK(bytes >= 0);
   return machine_.allocate(std::max<int64_t>(bytes, 1));
 }
 void CudaBackend::release(void* pointer) noexcept {
+  forget_input();
   machine_.release(pointer);
 }
 void CudaBackend::copy_to_device(void* destination, const void* host, int64_t bytes) {
+  forget_input();
   machine_.copy_in(destination, host, bytes);
 }
 void CudaBackend::copy_to_host(void* host, const void* source, int64_t bytes) {
@@ -66,6 +69,18 @@ void CudaBackend::copy_to_host(void* host, const void* source, int64_t bytes) {
 }
 void CudaBackend::parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) {
   pool_.parallel(count, [&](int, int64_t begin, int64_t end) { body(state, begin, end); });
+}
+
+void CudaBackend::forget_input_under(const OutputView& y) {
+  if (!prepared_.x || y.shape[0] == 0) return;
+  const auto begin_of = [](const void* data) { return reinterpret_cast<uintptr_t>(data); };
+  const auto end_of = [&](const void* data, int64_t rows, int64_t stride, int64_t columns) {
+    return begin_of(data) + 4 * uintptr_t((rows - 1) * stride + columns);
+  };
+  const Prepared& x = prepared_;
+  if (begin_of(y.data) < end_of(x.x, x.tokens, x.x_stride, x.in_features) &&
+      begin_of(x.x) < end_of(y.data, y.shape[0], y.strides[0], y.shape[1]))
+    forget_input();
 }
 
 const int32_t* CudaBackend::numbers(const TensorView& view, cuda::Uploads& uploads) {

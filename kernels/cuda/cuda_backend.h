@@ -134,11 +134,30 @@ class CudaBackend final : public Backend {
 
   /// Numbers on the device, wherever the view has them.
   static const int32_t* numbers(const TensorView& view, cuda::Uploads& uploads);
+  /// What prepared_ stands for is about to change.
+  void forget_input() { prepared_ = {}; }
+  /// The same where the output lies over that input.
+  void forget_input_under(const OutputView& y);
   /// The op with its input on the device, wherever it was: images come from the host.
   template <class Encoding>
   Linear<Encoding> with_input(const Linear<Encoding>& op);
 
+  /// The input that was rounded last: layers that share one, as q, k and v do, round it once. Every op that writes something
+  /// else than the output of a linear layer forgets it.
+  struct Prepared {
+    const void* x = nullptr;
+    int64_t x_stride = 0, tokens = 0, in_features = 0;
+    int bits = 0, chunk = 0;
+    cuda::PreparedInput to{};
+    bool holds(const Prepared& wanted) const {
+      return x && x == wanted.x && x_stride == wanted.x_stride && tokens == wanted.tokens &&
+             in_features == wanted.in_features && bits == wanted.bits && chunk == wanted.chunk &&
+             to.tokens == wanted.to.tokens;
+    }
+  };
+
   DType half_;
+  Prepared prepared_;
   ThreadPool pool_;
   cuda::Machine machine_;
   cuda::DeviceScratch input_, sums_, partials_, arrived_, decoded_, product_, parts_, from_host_;

@@ -99,6 +99,7 @@ RowTable<StoredF32> decoded_table(const Encoding& weight) {
 
 void CudaBackend::run(const Embedding<DenseView>& op) {
   op.check();
+  forget_input();
   const int32_t* ids = numbers(op.ids, ids_);
   const auto look_up = [&]<class Stored>(Stored) {
     embed(machine_, RowTable<Stored>{op.table.data.data, op.table.in_features}, ids, op.accumulate, op.y);
@@ -110,6 +111,7 @@ void CudaBackend::run(const Embedding<DenseView>& op) {
 
 void CudaBackend::run(const Embedding<AffineView>& op) {
   op.check();
+  forget_input();
   const int32_t* ids = numbers(op.ids, ids_);
   if (form_of(op.table) == WeightForm::rows)
     return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
@@ -127,6 +129,7 @@ void CudaBackend::run(const Embedding<AffineView>& op) {
 
 void CudaBackend::run(const Embedding<SparseOutlierView>& op) {
   op.check();
+  forget_input();
   const int32_t* ids = numbers(op.ids, ids_);
   if (form_of(op.table) == WeightForm::rows)
     return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
@@ -147,11 +150,13 @@ void CudaBackend::run(const Embedding<SparseOutlierView>& op) {
 
 void CudaBackend::run(const Embedding<ResidualBinaryView>& op) {
   op.check();
+  forget_input();
   embed(machine_, decoded_table(op.table), numbers(op.ids, ids_), op.accumulate, op.y);
 }
 
 void CudaBackend::run(const GatherRows& op) {
   op.check();
+  forget_input();
   embed(machine_, RowTable<StoredF32>{op.x.data, op.x.strides[0]}, numbers(op.rows, ids_), false, op.y);
 }
 

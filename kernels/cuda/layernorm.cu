@@ -44,6 +44,7 @@ struct NormalizeRow {
 
 void CudaBackend::run(const LayerNorm& op) {
   op.check();
+  forget_input();
   if (op.x.shape[0] == 0) return;
   cuda::launch<NormalizeRow>(
       machine_, {.blocks = op.x.shape[0], .shared_bytes = NormalizeRow::kThreads / dev::kWarp * 4},

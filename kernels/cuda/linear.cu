@@ -21,6 +21,7 @@ constexpr int64_t kMostBlocksY = 65535;
 
 void CudaBackend::multiply_halves(DType type, const void* weights, const TensorView& x,
                                   const Epilogue& behind) {
+  forget_input();  // its memory is used here, too
   const int64_t tokens = x.shape[0], columns = x.shape[1];
   auto* const halves = input_.of<uint16_t>(tokens * columns);
   auto* const sums = product_.of<float>(tokens * behind.out_features);
@@ -51,6 +52,7 @@ void CudaBackend::multiply_halves(DType type, const void* weights, const TensorV
 
 template <class Encoding>
 void CudaBackend::run_rows(DType type, const Linear<Encoding>& op) {
+  forget_input_under(op.y);
   const int64_t tokens = op.x.shape[0];
   if (tokens > kMostBlocksY) {
     for (int64_t first = 0; first < tokens; first += kMostBlocksY)

@@ -29,6 +29,7 @@ Linear<Encoding> CudaBackend::with_input(const Linear<Encoding>& op) {
   const int64_t floats = (op.x.shape[0] - 1) * op.x.strides[0] + op.x.shape[1];
   same.x.data = from_host_.of<float>(floats);
   same.x.device = Device::cuda;
+  forget_input();
   machine_.copy_in(const_cast<void*>(same.x.data), op.x.data, 4 * floats);
   return same;
 }

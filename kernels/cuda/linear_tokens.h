@@ -25,19 +25,28 @@ bool CudaBackend::run_tokens(const Linear<View>& op) {
 
   const FragmentBlob sizes(op.weight);
   const int64_t stages = sizes.stages, tokens = Kernel::kTokens;
-  const PreparedInput x{.halves = input_.of<uint16_t>(tokens * stages * kStageColumns),
-                        .sums = sums_.of<float>(stages * (kStageColumns / chunk) * Kernel::kKinds * tokens),
-                        .tokens = int(tokens),
-                        .stages = int(stages)};
-  using Prepare = PrepareInput<Bits, Half>;
-  constexpr int kItems = Prepare::kThreads / dev::kWarp;
-  launch<Prepare>(machine_, {.blocks = (tokens * stages + kItems - 1) / kItems},
-                  {.x = op.x.template as<float>(),
-                   .x_stride = op.x.strides[0],
-                   .tokens = int(op.x.shape[0]),
-                   .in_features = int(op.weight.in_features),
-                   .chunk = chunk,
-                   .to = x});
+  Prepared wanted{.x = op.x.data,
+                  .x_stride = op.x.strides[0],
+                  .tokens = op.x.shape[0],
+                  .in_features = op.weight.in_features,
+                  .bits = Bits,
+                  .chunk = chunk,
+                  .to = {.tokens = int(tokens), .stages = int(stages)}};
+  if (!prepared_.holds(wanted)) {
+    wanted.to.halves = input_.of<uint16_t>(tokens * stages * kStageColumns);
+    wanted.to.sums = sums_.of<float>(stages * (kStageColumns / chunk) * Kernel::kKinds * tokens);
+    using Prepare = PrepareInput<Bits, Half>;
+    constexpr int kItems = Prepare::kThreads / dev::kWarp;
+    launch<Prepare>(machine_, {.blocks = (tokens * stages + kItems - 1) / kItems},
+                    {.x = op.x.template as<float>(),
+                     .x_stride = op.x.strides[0],
+                     .tokens = int(op.x.shape[0]),
+                     .in_features = int(op.weight.in_features),
+                     .chunk = chunk,
+                     .to = wanted.to});
+    prepared_ = wanted;
+  }
+  const PreparedInput x = prepared_.to;
 
   const int64_t row_blocks = (sizes.tiles + Kernel::kWarps - 1) / Kernel::kWarps;
   const int64_t blocks = std::min(row_blocks * stages, linear_blocks());
@@ -57,6 +66,7 @@ bool CudaBackend::run_tokens(const Linear<View>& op) {
                   .partials = partials_.of<float>(2 * blocks * Kernel::kBlockRows * tokens),
                   .arrived = arrived_.of<int>(row_blocks, true),
                   .epilogue = epilogue(op)});
+  forget_input_under(op.y);
   return true;
 }
 

@@ -236,5 +236,35 @@ TEST(SimtLinearTraffic, WeightsAreReadOnceAndRowsOfXLieInDifferentBanks) {
   EXPECT_EQ(counts.launches, 2);
 }
 
+// Layers that share an input on the device round it once, until anything may have changed it.
+TEST(SimtLinearTraffic, LayersThatShareAnInputRoundItOnce) {
+  const auto backend = emulated_backend();
+  Random random(12);
+  const AffineMatrix matrix = test::random_affine(random, 4, 32, 256, 128);
+  const auto weight = test::packed(*backend, matrix);
+  std::vector<float> x = random.floats(256), y(32), wide(256);
+  auto op = test::op_for(x, weight.view, {}, 1, y);
+  op.x.device = Device::cuda;
+  const auto launches = [&](const Linear<AffineView>& layer) {
+    simt::take_counts();
+    backend->run(layer);
+    return simt::take_counts().launches;
+  };
+  EXPECT_EQ(launches(op), 2);
+  EXPECT_EQ(launches(op), 1);
+  const std::vector<float> before = y;
+  for (float& value : x) value = -value;
+  backend->copy_to_device(wide.data(), wide.data(), 0);  // any write does
+  EXPECT_EQ(launches(op), 2);
+  for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], -before[i]);
+  // A layer whose output lies in that input.
+  auto over = test::op_for(wide, weight.view, {}, 1, y);
+  over.x.device = Device::cuda;
+  over.y = OutputView(x.data() + 100, DType::f32, {1, 32});
+  EXPECT_EQ(launches(op), 1);
+  EXPECT_EQ(launches(over), 2);
+  EXPECT_EQ(launches(op), 2);
+}
+
 }  // namespace
 }  // namespace ballast
