@@ -123,8 +123,11 @@ class CudaBackend final : public Backend {
   template <int Bits, class Half>
   void run_decoded(const Linear<AffineView>& op);
 
-  // linear_outliers.cu
+  // linear_others.cu
+  template <int Bits, class Meta, class Half, class View>
+  void run_small(const Linear<View>& op);
   void run_outliers(const Linear<SparseOutlierView>& op);
+  void run_tables(const Linear<ResidualBinaryView>& op);
 
   // linear.cu
   template <class Encoding>

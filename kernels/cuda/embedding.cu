@@ -76,6 +76,22 @@ struct OutlierTable {
   }
 };
 
+template <class Half>
+struct BinaryTable {
+  const uint32_t* codes;
+  const TableMeta* meta;
+  const uint32_t* salient;
+  int units, blocks, block_size;
+  BALLAST_DEVICE float get(int row, int column) const {
+    const int64_t tile = row / kTileRows;
+    const uint32_t* words = codes + (tile * units + column / kUnitColumns) * 32 * words_of(2);
+    const int code = code_in_unit(words, 2, row % kTileRows, column % kUnitColumns);
+    const int kind = (salient[column / 2] >> 16 * (column % 2) & 1) ? 4 : 0;
+    const uint16_t value = meta[tile * blocks + column / block_size].values[row % kTileRows][kind + code];
+    return Half::kType == DType::f16 ? dev::half_to_float(value) : dev::bfloat_to_float(value);
+  }
+};
+
 template <class Table>
 void embed(Machine& machine, const Table& table, const int32_t* ids, bool accumulate, const OutputView& y) {
   if (y.shape[0] == 0) return;
@@ -151,7 +167,23 @@ void CudaBackend::run(const Embedding<SparseOutlierView>& op) {
 void CudaBackend::run(const Embedding<ResidualBinaryView>& op) {
   op.check();
   forget_input();
-  embed(machine_, decoded_table(op.table), numbers(op.ids, ids_), op.accumulate, op.y);
+  const int32_t* ids = numbers(op.ids, ids_);
+  if (form_of(op.table) == WeightForm::rows)
+    return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
+  const FragmentBlob sizes(op.table);
+  const char* const blob = op.table.data.as<char>();
+  const auto look_up = [&]<class Half>(Half) {
+    embed(machine_,
+          BinaryTable<Half>{.codes = reinterpret_cast<const uint32_t*>(blob),
+                            .meta = reinterpret_cast<const TableMeta*>(blob + sizes.meta_at),
+                            .salient = reinterpret_cast<const uint32_t*>(blob + sizes.begins_at),
+                            .units = int(sizes.units),
+                            .blocks = int(sizes.groups),
+                            .block_size = int(op.table.block_size)},
+          ids, op.accumulate, op.y);
+  };
+  if (half_ == DType::bf16) return look_up(dev::BF16());
+  look_up(dev::F16());
 }
 
 void CudaBackend::run(const GatherRows& op) {

@@ -11,7 +11,7 @@ struct AffineMeta {
   uint8_t zero_points[kTileRows];
 
   static constexpr int kBytes = 48, kUsualChunk = 128;
-  static constexpr bool kOutliers = false;
+  static constexpr bool kOutliers = false, kTables = false;
   struct Row {
     float scale, zero;
   };
@@ -28,7 +28,7 @@ struct RealMeta {
   float zero_points[kTileRows];
 
   static constexpr int kBytes = 128, kUsualChunk = 16;
-  static constexpr bool kOutliers = true;
+  static constexpr bool kOutliers = true, kTables = false;
   using Row = AffineMeta::Row;
   static BALLAST_DEVICE Row row(dev::Shared<uint8_t> s_meta, int row) {
     const auto s_floats = s_meta.as<float>();
@@ -36,6 +36,24 @@ struct RealMeta {
   }
 };
 static_assert(sizeof(RealMeta) == RealMeta::kBytes);
+
+/// What the codes of a block of columns stand for (encodings/residual_binary.h), rounded to the 16 bits of the kernel: of each
+/// row first the four values of its ordinary columns, then of its salient ones.
+struct TableMeta {
+  uint16_t values[kTileRows][8];
+
+  static constexpr int kBytes = 256, kUsualChunk = 128;
+  static constexpr bool kOutliers = false, kTables = true;
+};
+static_assert(sizeof(TableMeta) == TableMeta::kBytes);
+
+/// The pair of 16-bit values that the two 2-bit codes of a pair choose from a table of four.
+BALLAST_DEVICE uint32_t look_up_pair(uint32_t word, int shift, uint32_t low, uint32_t high) {
+  // Twice the codes, at bits 1 and 9: where the bytes begin.
+  const uint32_t codes = (shift == 0 ? word << 1 : word >> (shift - 1)) & 0x00060006u;
+  const uint32_t places = codes | codes >> 8;
+  return dev::permute_bytes(low, high, (places & 0x0606u) * 0x11u | 0x1010u);
+}
 
 /// A weight kept in 16 bits, as one word: its column in the stage, whether its row of the tile is below 8, its value in
 /// binary16. Under it lies code 0.

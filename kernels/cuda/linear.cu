@@ -113,7 +113,8 @@ void CudaBackend::run(const Linear<ResidualBinaryView>& any_op) {
   any_op.check();
   if (any_op.x.shape[0] == 0) return;
   const Linear<ResidualBinaryView> op = with_input(any_op);
-  run_rows(DType::f32, op);
+  if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
+  run_tables(op);
 }
 
 }  // namespace ballast

@@ -22,6 +22,8 @@ struct LinearFragmentsArgs {
   const char* meta;                ///< [tiles][groups] of Meta
   const uint32_t* outlier_begins;  ///< [outlier_list … + 1], where Meta has outliers
   const uint32_t* outliers;        ///< outlier_word
+  const uint32_t*
+      salient;  ///< [stages · 128], where Meta has tables: ones in the halves of salient columns, two to a word
   int tiles, units, groups;
   int in_features, group_size;
   int chunk_log2;  ///< of its columns (chunk_columns)
@@ -37,7 +39,7 @@ struct LinearFragments {
   static constexpr int kBlocks = TokenTiles <= 2 ? 2 : 1;
   static constexpr int kTokens = 8 * TokenTiles;
   static constexpr int kBlockRows = kWarps * kTileRows;
-  static constexpr int kKinds = Bits == 2 ? 3 : 1;
+  static constexpr int kKinds = Bits == 2 && !Meta::kTables ? 3 : 1;
   using Args = LinearFragmentsArgs;
 
   static constexpr int kUsualChunkLog2 = Meta::kUsualChunk == 128 ? 7 : 4;
@@ -168,6 +170,7 @@ struct LinearFragments {
     dev::Shared<uint8_t> s_meta;
     dev::Shared<float> s_sums;
     int columns;  ///< that are left of the matrix
+    int stage;
   };
 
   BALLAST_DEVICE void multiply_stage(const Cursor& at) {
@@ -177,7 +180,8 @@ struct LinearFragments {
                         .s_x = s_x_.from((at.slot * kTokens + lane % 8) * kXStride + lane / 8 * 8),
                         .s_meta = s_meta_.from(mine * chunks_ * Meta::kBytes),
                         .s_sums = s_sums_.from(at.slot * chunks_ * kKinds * kTokens + 2 * (lane % 4)),
-                        .columns = args_.in_features - at.stage * kStageColumns};
+                        .columns = args_.in_features - at.stage * kStageColumns,
+                        .stage = at.stage};
     const int units = units_in(at.stage);
     if (units == kStageUnits && args_.chunk_log2 == kUsualChunkLog2) {
       // The whole stage in a line: offsets are constants, and nothing is asked on the way.
@@ -232,14 +236,37 @@ struct LinearFragments {
     const auto s_x = from.s_x.from(unit * kUnitColumns + 16 * Step);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) dev::load_matrices(b[n], s_x.from(8 * n * kXStride));
-    decode_step<Bits, Half, Step>(words, a);
+    operand<ChunkLog2, Step>(words, from, unit, a);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][0], b[n][1]);
     scale_after<ChunkLog2>(from, unit * 4 + Step);
-    decode_step<Bits, Half, Step + 1>(words, a);
+    operand<ChunkLog2, Step + 1>(words, from, unit, a);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) dev::multiply_add<Half>(sums_[n], a, b[n][2], b[n][3]);
     scale_after<ChunkLog2>(from, unit * 4 + Step + 1);
+  }
+
+  /// The A operand of one step.
+  template <int ChunkLog2, int Step>
+  BALLAST_DEVICE void operand(const uint32_t (&words)[Bits], const Operands& from, int unit,
+                              uint32_t (&a)[4]) {
+    if constexpr (!Meta::kTables) {
+      decode_step<Bits, Half, Step>(words, a);
+    } else {
+      const int r = dev::lane() / 4, t = dev::lane() % 4, step = unit * 4 + Step;
+      const int chunk = step * 16 >> (ChunkLog2 ? ChunkLog2 : args_.chunk_log2);
+      const auto s_tables = from.s_meta.from(chunk * Meta::kBytes).template as<dev::Words4>();
+      const dev::Words4 low = s_tables.get(r), high = s_tables.get(r + 8);
+      const uint32_t* salient = args_.salient + (from.stage * kStageColumns + step * 16) / 2 + t;
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        const Place place = place_of(2, 4 * Step + part);
+        const dev::Words4& table = part % 2 == 0 ? low : high;
+        const uint32_t ordinary = look_up_pair(words[place.word], place.shift, table.x, table.y);
+        const uint32_t other = look_up_pair(words[place.word], place.shift, table.z, table.w);
+        a[part] = dev::select_bits(salient[part / 2 * 4], other, ordinary);
+      }
+    }
   }
 
   /// At the end of a chunk, brings its sums to scale and adds them to the totals. Padding has no scale and sums of 0.
@@ -248,7 +275,11 @@ struct LinearFragments {
     const int chunk_log2 = ChunkLog2 ? ChunkLog2 : args_.chunk_log2;
     if ((step + 1) * 16 & ((1 << chunk_log2) - 1)) return;
     if (ChunkLog2 == 0 && step * 16 >= from.columns) return;
-    const int chunk = step * 16 >> chunk_log2, r = dev::lane() / 4;
+    if constexpr (!Meta::kTables) scale_chunk(from, step * 16 >> chunk_log2);
+  }
+
+  BALLAST_DEVICE void scale_chunk(const Operands& from, int chunk) {
+    const int r = dev::lane() / 4;
     const auto s_meta = from.s_meta.from(chunk * Meta::kBytes);
     const auto low = Meta::row(s_meta, r), high = Meta::row(s_meta, r + 8);
     const auto s_sums = from.s_sums.from(chunk * kKinds * kTokens);
@@ -285,6 +316,12 @@ struct LinearFragments {
   }
 
   BALLAST_DEVICE void finish_rows(int rows) {
+    if constexpr (Meta::kTables) {  // sums of values, already to scale
+#pragma unroll
+      for (int n = 0; n < TokenTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) totals_[n][i] = sums_[n][i];
+    }
     const int first_item = rows * stages_;
     const int first = block_of(first_item), last = block_of(first_item + stages_ - 1);
     if (first != last) {

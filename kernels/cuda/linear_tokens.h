@@ -19,23 +19,24 @@ template <int Bits, class Meta, class Half, int TokenTiles, class View>
 bool CudaBackend::run_tokens(const Linear<View>& op) {
   using namespace cuda;
   using Kernel = LinearFragments<Bits, Meta, Half, TokenTiles>;
-  const int chunk = chunk_columns(op.weight.group_size);
+  const int chunk = chunk_columns(group_columns(op.weight));
   const int64_t shared = Kernel::shared_bytes(chunk);
   if (shared > machine_.facts().shared_bytes) return false;
 
   const FragmentBlob sizes(op.weight);
   const int64_t stages = sizes.stages, tokens = Kernel::kTokens;
+  constexpr int kInputBits = Meta::kTables ? 4 : Bits;  // looked-up values keep no offset
   Prepared wanted{.x = op.x.data,
                   .x_stride = op.x.strides[0],
                   .tokens = op.x.shape[0],
                   .in_features = op.weight.in_features,
-                  .bits = Bits,
+                  .bits = kInputBits,
                   .chunk = chunk,
                   .to = {.tokens = int(tokens), .stages = int(stages)}};
   if (!prepared_.holds(wanted)) {
     wanted.to.halves = input_.of<uint16_t>(tokens * stages * kStageColumns);
     wanted.to.sums = sums_.of<float>(stages * (kStageColumns / chunk) * Kernel::kKinds * tokens);
-    using Prepare = PrepareInput<Bits, Half>;
+    using Prepare = PrepareInput<kInputBits, Half>;
     constexpr int kItems = Prepare::kThreads / dev::kWarp;
     launch<Prepare>(machine_, {.blocks = (tokens * stages + kItems - 1) / kItems},
                     {.x = op.x.template as<float>(),
@@ -56,11 +57,12 @@ bool CudaBackend::run_tokens(const Linear<View>& op) {
                   .meta = blob + sizes.meta_at,
                   .outlier_begins = reinterpret_cast<const uint32_t*>(blob + sizes.begins_at),
                   .outliers = reinterpret_cast<const uint32_t*>(blob + sizes.outliers_at),
+                  .salient = reinterpret_cast<const uint32_t*>(blob + sizes.begins_at),
                   .tiles = int(sizes.tiles),
                   .units = int(sizes.units),
                   .groups = int(sizes.groups),
                   .in_features = int(op.weight.in_features),
-                  .group_size = int(op.weight.group_size),
+                  .group_size = int(group_columns(op.weight)),
                   .chunk_log2 = std::countr_zero(unsigned(chunk)),
                   .x = x,
                   .partials = partials_.of<float>(2 * blocks * Kernel::kBlockRows * tokens),

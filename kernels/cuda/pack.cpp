@@ -71,22 +71,32 @@ void pack_meta(const SparseOutlierMatrix& source, int64_t tile, RealMeta* meta) 
     }
 }
 
-/// All of a blob but outliers.
-template <class Meta, class Matrix, class View>
-std::vector<uint32_t> packed_fragments(ThreadPool& pool, const Matrix& source, const View& weight) {
+/// All of a blob but what comes last. `fill_meta(tile, meta)` writes a tile's.
+template <class Meta, class Matrix, class View, class FillMeta>
+std::vector<uint32_t> packed_fragments(ThreadPool& pool, const Matrix& source, const View& weight,
+                                       const FillMeta& fill_meta) {
   const FragmentBlob sizes(weight);
-  const int64_t unit_words = dev::kWarp * words_of(weight.bits);
+  const int64_t unit_words = dev::kWarp * words_of(bits_of(weight));
   std::vector<uint32_t> words(size_t(sizes.bytes / 4), 0);
   auto* const meta = reinterpret_cast<Meta*>(words.data() + sizes.meta_at / 4);
-  const UnitPlaces places(weight.bits);
+  const UnitPlaces places(bits_of(weight));
   pool.parallel(sizes.tiles, [&](int, int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       for (int64_t unit = 0; unit < sizes.units; ++unit)
         pack_unit(source, places, tile, unit, words.data() + (tile * sizes.units + unit) * unit_words);
-      pack_meta(source, tile, meta + tile * sizes.groups);
+      fill_meta(tile, meta + tile * sizes.groups);
     }
   });
   return words;
+}
+
+void pack_tables(const ResidualBinaryMatrix& source, DType half, int64_t tile, TableMeta* meta) {
+  for (int64_t block = 0; block < source.blocks(); ++block)
+    for (int64_t row = 0; row < kTileRows && tile * kTileRows + row < source.out_features; ++row)
+      for (int i = 0; i < 8; ++i) {
+        const float value = source.value_of(tile * kTileRows + row, block, i >= 4, i % 4);
+        meta[block].values[row][i] = half == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
+      }
 }
 
 void pack_outliers(const SparseOutlierMatrix& source, const FragmentBlob& sizes, uint32_t* begins,
@@ -130,7 +140,8 @@ int64_t CudaBackend::packed_bytes(const SparseOutlierView& weight) const {
                                                   : weight.out_features * weight.in_features * 4;
 }
 int64_t CudaBackend::packed_bytes(const ResidualBinaryView& weight) const {
-  return weight.out_features * weight.in_features * 4;
+  return form_of(weight) == WeightForm::fragments ? FragmentBlob(weight).bytes
+                                                  : weight.out_features * weight.in_features * 4;
 }
 
 void CudaBackend::pack(const TensorView& source, const DenseView& weight, void* blob) {
@@ -143,7 +154,9 @@ void CudaBackend::pack(const AffineMatrix& source, const AffineView& weight, voi
     machine_.copy_in(blob, decoded_rows(pool_, source).data(), packed_bytes(weight));
     return;
   }
-  machine_.copy_in(blob, packed_fragments<AffineMeta>(pool_, source, weight).data(), packed_bytes(weight));
+  const auto fill = [&](int64_t tile, AffineMeta* meta) { pack_meta(source, tile, meta); };
+  machine_.copy_in(blob, packed_fragments<AffineMeta>(pool_, source, weight, fill).data(),
+                   packed_bytes(weight));
 }
 
 void CudaBackend::pack(const SparseOutlierMatrix& source, const SparseOutlierView& weight, void* blob) {
@@ -155,13 +168,24 @@ void CudaBackend::pack(const SparseOutlierMatrix& source, const SparseOutlierVie
   for (int64_t row = 0; row < source.out_features; ++row)
     for (uint32_t i = source.outlier_rows[size_t(row)]; i < source.outlier_rows[size_t(row) + 1]; ++i)
       bare.codes[size_t(row * source.in_features + source.outlier_columns[i])] = 0;
-  std::vector<uint32_t> words = packed_fragments<RealMeta>(pool_, bare, weight);
+  std::vector<uint32_t> words = packed_fragments<RealMeta>(
+      pool_, bare, weight, [&](int64_t tile, RealMeta* meta) { pack_meta(source, tile, meta); });
   const FragmentBlob sizes(weight);
   pack_outliers(source, sizes, words.data() + sizes.begins_at / 4, words.data() + sizes.outliers_at / 4);
   machine_.copy_in(blob, words.data(), sizes.bytes);
 }
 void CudaBackend::pack(const ResidualBinaryMatrix& source, const ResidualBinaryView& weight, void* blob) {
-  machine_.copy_in(blob, decoded_rows(pool_, source).data(), packed_bytes(weight));
+  if (form_of(weight) == WeightForm::rows) {
+    machine_.copy_in(blob, decoded_rows(pool_, source).data(), packed_bytes(weight));
+    return;
+  }
+  std::vector<uint32_t> words = packed_fragments<TableMeta>(
+      pool_, source, weight, [&](int64_t tile, TableMeta* meta) { pack_tables(source, half_, tile, meta); });
+  const FragmentBlob sizes(weight);
+  for (int64_t column = 0; column < source.in_features; ++column)
+    if (source.salient[size_t(column)])
+      words[size_t(sizes.begins_at / 4 + column / 2)] |= 0xffffu << 16 * (column % 2);
+  machine_.copy_in(blob, words.data(), sizes.bytes);
 }
 
 }  // namespace ballast

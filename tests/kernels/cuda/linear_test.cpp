@@ -154,14 +154,36 @@ TEST(SimtLinearRows, SixteenBitWeightsOfManyTokensAreMultipliedWhole) {
   }
 }
 
-TEST(SimtLinearRows, ResidualBinary) {
-  const auto backend = emulated_backend();
-  Random random(10);
-  const std::vector<float> x = random.floats(3 * 96);
-  const auto matrix = test::random_binary(random, 40, 96, 32);
-  const auto weight = test::packed(*backend, matrix);
-  EXPECT_TRUE(
-      within_bounds(run(*backend, x, weight.view, {}, 3), reference(test::decoded(matrix), x, {}, 3)));
+// Values that codes stand for are rounded to 16 bits, as x is; blocks of 7 or 16 columns are decoded to rows. The last block may be
+// shorter than the others, and K need not be a multiple of anything.
+TEST(SimtLinearBinary, OfEveryShapeAndBlock) {
+  uint64_t seed = 80;
+  for (const char* activations : {"f32", "bf16"})
+    for (const auto& [shape, block_size] :
+         {std::pair(Shape{150, 448}, 128), std::pair(Shape{33, 300}, 128), std::pair(Shape{40, 1040}, 256),
+          std::pair(Shape{17, 192}, 64), std::pair(Shape{17, 96}, 16), std::pair(Shape{1, 37}, 65536),
+          std::pair(Shape{16, 300}, 7)}) {
+      Random random(++seed);
+      const auto backend = emulated_backend(activations);
+      const auto matrix = test::random_binary(random, shape[0], shape[1], block_size);
+      const auto weight = test::packed(*backend, matrix);
+      const double rounding = test::half_rounding(activations);
+      const auto bound = [&](const float* x, const float* w, int64_t in_features, int64_t row) {
+        double of_small = 0;
+        for (int64_t k = 0; k < in_features; ++k)
+          of_small += (std::abs(double(x[k])) + std::abs(double(w[k]))) * 0x1p-25;
+        return 2.1 * rounding * test::magnitude_of(x, w, in_features) + of_small +
+               4 * test::chain_bound(x, w, in_features, row);
+      };
+      for (const int64_t tokens : {1, 7, 41}) {
+        const std::vector<float> x = random.floats(tokens * shape[1]);
+        const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+        ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                  reference(test::decoded(matrix), x, extras, tokens, bound)))
+            << activations << ", " << shape.text() << ", blocks of " << block_size << ", " << tokens
+            << " tokens";
+      }
+    }
 }
 
 // Small groups with real zero points, and outliers: random_outliers keeps row 1 without any and makes the last row of nothing
@@ -215,7 +237,11 @@ TEST(SimtEmbedding, RowsOfEveryEncodingAreExact) {
     check(test::random_outliers(random, bits, 3, 37, 272, 16));
   }
   check(test::random_affine(random, 3, 37, 36, 9));
-  check(test::random_binary(random, 37, 300, 32));
+  check(test::random_binary(random, 37, 300, 7));
+  // In fragments, its values are rounded.
+  auto binary = test::random_binary(random, 37, 300, 64);
+  for (uint16_t& value : binary.coefficients) value = f32_to_f16(std::round(8 * f16_to_f32(value)) / 8);
+  check(binary);
 }
 
 TEST(SimtLinearTraffic, WeightsAreReadOnceAndRowsOfXLieInDifferentBanks) {
