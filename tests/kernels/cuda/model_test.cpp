@@ -53,7 +53,9 @@ TEST(SimtModel, EveryVariantOfOptAgreesWithTheCpu) {
   }
 }
 
-// Against the independent implementation that the CPU is held to, see tests/models/vit_test.cpp.
+// Against the independent implementation that the CPU is held to, see tests/models/vit_test.cpp, and as close where everything
+// is f32. An image's 16 rows and more meet 16-bit weights, and heads of 64 keys and values, rounded to 11 bits: in these models
+// of two or three layers that may come to four roundings of the largest logit.
 TEST(SimtModel, EveryVariantOfVitMatchesTransformers) {
   const auto cuda = test::emulated_backend();
   for (const std::string& name : test::subfolders(kSource / "tests/golden/vit")) {
@@ -61,7 +63,8 @@ TEST(SimtModel, EveryVariantOfVitMatchesTransformers) {
     const auto folder = kSource / "tests/golden/vit" / name;
     const GoldenTensors golden(folder / "golden.safetensors");
     const std::vector<float> pixels = golden.floats("pixels"), expected = golden.floats("logits");
-    const auto model = load_model(Checkpoint::open(folder), *cuda);
+    const Checkpoint checkpoint = Checkpoint::open(folder);
+    const auto model = load_model(checkpoint, *cuda);
     const nn::ImageFacts& facts = *model->facts().image;
     const int64_t images = int64_t(expected.size()) / model->facts().vocab;
     Batch batch;
@@ -71,7 +74,9 @@ TEST(SimtModel, EveryVariantOfVitMatchesTransformers) {
     Runner runner(*cuda, *model);
     const TensorView logits = runner.run(batch);
     ASSERT_EQ(logits.shape.elements(), int64_t(expected.size()));
-    for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(logits.as<float>()[i], expected[i], 2e-4);
+    const bool rounded = model->facts().hidden / model->facts().heads == 64 || name == "vit_f16";
+    const double bound = 2e-4 + (rounded ? 4 * 0x1p-11 * largest_of(expected) : 0);
+    for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(logits.as<float>()[i], expected[i], bound);
   }
 }
 
