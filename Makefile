@@ -9,13 +9,14 @@ PACKAGES := g++ cmake ninja-build pkg-config python3 nlohmann-json3-dev libcli11
   libboost-dev libpcre2-dev libsentencepiece-dev libdnnl-dev libjpeg-dev libpng-dev libgtest-dev
 CHECK_PACKAGES := clang libclang-rt-dev clang-tidy clang-format
 
-.PHONY: help build deps check-deps demo test check results bench format lint clean
+.PHONY: help build deps check-deps demo test check results bench device format lint clean
 help:
 	@echo "make demo    install what is missing, build, quantize the bundled model and compare (a few minutes)"
 	@echo "make test    the same set-up, then the everyday tests"
 	@echo "make check   tests under sanitizers and long fuzzing, too"
 	@echo "make results accuracy of methods, widths and compensation, written to RESULTS.md (an hour and a half)"
 	@echo "make bench   speed of OPT's shapes, written to bench/ and compared with the committed figures (about 20 minutes)"
+	@echo "make device  on a machine with a CUDA GPU: check its kernels, measure them (needs nvcc and CMake only)"
 	@echo "make format  clang-format over the sources        make lint  clang-tidy and the layout check"
 
 # Installs only what is missing, and says so first.
@@ -64,6 +65,9 @@ results: build
 bench: build
 	python3 tools/bench_all.py $(BALLAST) bench
 	-python3 tools/bench_compare.py bench/cpu.json
+
+device:
+	tests/device.sh
 
 format: check-deps
 	git ls-files '*.h' '*.cpp' '*.cu' | xargs clang-format -i

@@ -91,11 +91,12 @@ class Backend {
 };
 
 struct BackendOptions {
-  std::string device = "auto";  ///< auto, cpu, cuda
+  std::string device = "auto";  ///< auto (cuda where there is a usable GPU), cpu, cuda
   int threads = 0;              ///< CPU threads; 0: as many as this process may run on
   std::string isa = "auto";     ///< auto, scalar, avx2, avx512: for tests and comparisons
   /// What linear layers with affine weights make of their input. f32: integers of 24 bits under one power of two
-  /// for each token and group, an error like that of f32 sums. int8: bytes, a third of the arithmetic.
+  /// for each token and group, an error like that of f32 sums; on cuda f16 operands and f32 sums. int8, on the CPU:
+  /// bytes, a third of the arithmetic. bf16, on cuda: bf16 operands, for inputs beyond the range of f16.
   std::string activations = "f32";
   bool pin = false;  ///< keep every thread on a processor of its own
 };

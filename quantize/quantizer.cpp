@@ -62,9 +62,10 @@ class Quantizer {
   void add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
            const TensorView& x_float);
   bool repeats_class_tokens() const;
-  OutputView class_tokens(const HiddenStream::Part& part, const TensorView& rows) const;
-  void add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
-                 const TensorView& here_float, std::vector<float>& sums);
+  // What class tokens weigh beyond 1, as rows of their own.
+  OutputView class_tokens(const HiddenStream::Part& part, const TensorView& rows) const {
+    return repeated_rows(part.context.workspace, rows, job_.model.facts().image->tokens, job_.recipe.class_weight - 1);
+  }
   void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& hidden, const TensorView& hidden_float);
   std::vector<InputMoments> observe_whole(nn::Block& block, nn::Block* float_block);
@@ -143,25 +144,6 @@ InputMoments Quantizer::empty_moments(int64_t features) const {
   return moments;
 }
 
-// sums += Σ (here_float − here)·xᵀ, some tokens at a time: the differences need no room to speak of.
-void Quantizer::add_drift(const HiddenStream::Part& part, const TensorView& x, const TensorView& here,
-                          const TensorView& here_float, std::vector<float>& sums) {
-  constexpr int64_t kTokensAtOnce = 512;
-  Workspace::Scope scope(part.context.workspace);
-  const int64_t width = here.shape[1];
-  const OutputView room = part.context.workspace.floats({std::min(kTokensAtOnce, x.shape[0]), width});
-  for (int64_t first = 0; first < x.shape[0]; first += kTokensAtOnce) {
-    const int64_t tokens = std::min(kTokensAtOnce, x.shape[0] - first);
-    const OutputView lost = room.rows(0, tokens);
-    job_.backend.parallel_for(tokens, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t)
-        for (int64_t i = 0; i < width; ++i)
-          lost.row(t)[i] = here_float.row(first + t)[i] - here.row(first + t)[i];
-    });
-    job_.backend.run(SecondMoment{.a = lost, .b = x.rows(first, tokens), .out_f32 = sums.data()});
-  }
-}
-
 // Calls body(part, reference) for every part of the stream; `reference` is the same part of the float stream, or null
 // where none is kept.
 template <class Body>
@@ -186,7 +168,7 @@ void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const
     moments.quantized.add(job_.backend, here, at);
     if (!here_float) return;
     moments.reference.add(job_.backend, here_float, at);
-    if (!moments.drift.empty()) add_drift(part, here, here, here_float, moments.drift);
+    if (!moments.drift.empty()) add_drift(job_.backend, part.context.workspace, here, here, here_float, moments.drift);
   };
   add_rows(positions, x, x_float);
   if (!repeats_class_tokens() || !all_tokens) return;
@@ -198,16 +180,6 @@ void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const
 
 bool Quantizer::repeats_class_tokens() const {
   return job_.model.facts().image && job_.recipe.class_weight > 1;
-}
-
-// What class tokens weigh beyond 1, as rows of their own: the first row of each image, class_weight − 1 times.
-OutputView Quantizer::class_tokens(const HiddenStream::Part& part, const TensorView& rows) const {
-  const int64_t tokens = job_.model.facts().image->tokens, times = job_.recipe.class_weight - 1;
-  const int64_t images = rows.shape[0] / tokens;
-  const OutputView out = part.context.workspace.floats({images * times, rows.shape[1]});
-  for (int64_t i = 0; i < images * times; ++i)
-    std::copy_n(rows.row(i / times * tokens), rows.shape[1], out.row(i));
-  return out;
 }
 
 // What the residual stream has lost, seen together with the input of the layer that adds to it.
@@ -226,7 +198,7 @@ void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& pa
         for (int64_t i = begin; i < end; ++i)
           moments.residual_sum[size_t(i)] += double(here_float.row(t)[i]) - double(here.row(t)[i]);
     });
-    add_drift(part, input, here, here_float, moments.residual);
+    add_drift(job_.backend, part.context.workspace, input, here, here_float, moments.residual);
   };
   add_rows(x, hidden, hidden_float);
   const double weight = double(repeats_class_tokens() ? job_.recipe.class_weight : 1);

@@ -57,6 +57,30 @@ DriftMoments drift_moments(InputMoments& moments, bool centred) {
   return drift;
 }
 
+void add_drift(Backend& backend, Workspace& workspace, const TensorView& x, const TensorView& here,
+               const TensorView& here_float, std::vector<float>& sums) {
+  Workspace::Scope scope(workspace);
+  const int64_t width = here.shape[1];
+  const OutputView room = workspace.floats({std::min(kRowsAtOnce, x.shape[0]), width});
+  for (int64_t first = 0; first < x.shape[0]; first += kRowsAtOnce) {
+    const int64_t tokens = std::min(kRowsAtOnce, x.shape[0] - first);
+    const OutputView lost = room.rows(0, tokens);
+    backend.parallel_for(tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t i = 0; i < width; ++i)
+          lost.row(t)[i] = here_float.row(first + t)[i] - here.row(first + t)[i];
+    });
+    backend.run(SecondMoment{.a = lost, .b = x.rows(first, tokens), .out_f32 = sums.data()});
+  }
+}
+
+OutputView repeated_rows(Workspace& workspace, const TensorView& rows, int64_t every, int64_t times) {
+  const int64_t count = rows.shape[0] / every * times;
+  const OutputView out = workspace.floats({count, rows.shape[1]});
+  for (int64_t i = 0; i < count; ++i) std::copy_n(rows.row(i / times * every), rows.shape[1], out.row(i));
+  return out;
+}
+
 std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,
                                      const DriftMoments& drift, const InverseFactor& factor) {
   const int64_t n = factor.size, rows = int64_t(weight.size()) / n;

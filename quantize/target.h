@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/core/workspace.h"
 #include "quantize/column_solver.h"
 #include "quantize/statistics.h"
 
@@ -42,6 +43,14 @@ struct DriftMoments {
 };
 /// Of the centred moments when `centred`. Takes `drift` and `residual` out of the moments.
 DriftMoments drift_moments(InputMoments& moments, bool centred);
+
+/// sums += Σ (here_float − here)·xᵀ for f32 [tokens, features] x and [tokens, width] of both streams; `sums` is f32
+/// [width, features]. Some tokens at a time: the differences need no room to speak of.
+void add_drift(Backend& backend, Workspace& workspace, const TensorView& x, const TensorView& here,
+               const TensorView& here_float, std::vector<float>& sums);
+
+/// f32 [rows / every · times, width]: every so-manieth row from the first on, each so many times.
+OutputView repeated_rows(Workspace& workspace, const TensorView& rows, int64_t every, int64_t times);
 
 /// W' for one layer of the shared input. `factor`: of H, which also sets λ. Dead columns keep their weights.
 std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,

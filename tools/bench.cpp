@@ -115,6 +115,8 @@ void bench(BenchOptions options, const GlobalOptions& global) {
   options.tests.repeat = options.repeat;
   check(options);
   const auto backend = find_backend(global.backend_with(options.activations));
+  if (!options.kernels.empty() && backend->device() != Device::cpu)
+    throw Error("--kernels measures kernels of the CPU; use --device cpu");
   if (!options.save.empty()) return save(options, *backend);
   nlohmann::json object = {{"device", backend->description()},
                            {"version", version()},

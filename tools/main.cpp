@@ -62,7 +62,7 @@ int run(int argc, char** argv) {
       "error.",
       "ballast");
   set_up_flags(app);
-  app.add_option("--device", global.backend.device, "auto, cpu or cuda")
+  app.add_option("--device", global.backend.device, "cuda, cpu, or auto: the CPU for now")
       ->type_name("NAME")
       ->capture_default_str();
   app.add_option("--threads", global.backend.threads, "Processor threads; 0: as many as this process may use")

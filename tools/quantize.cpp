@@ -350,13 +350,20 @@ auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& pla
   }
 }
 
+// Methods and statistics read activations where they are computed, in host memory.
+std::unique_ptr<Backend> host_backend(BackendOptions options) {
+  if (options.device == "cuda") throw Error("--device cuda: models are quantized on the CPU; use --device cpu");
+  options.device = "cpu";
+  return find_backend(options);
+}
+
 void quantize(QuantizeOptions options, const GlobalOptions& global) {
   if (options.output.empty() && !options.dry_run) throw Error("-o is missing: the folder to write to");
   if (options.samples < 1) throw Error(fmt::format("--samples is {}, expected 1 or more", options.samples));
   const Checkpoint checkpoint = Checkpoint::open(options.model);
   if (packed_config(checkpoint) && !options.force)
     throw Error(fmt::format("{}: is quantized already; --force quantizes what it decodes to", options.model));
-  const std::unique_ptr<Backend> backend = find_backend(global.backend);
+  const std::unique_ptr<Backend> backend = host_backend(global.backend);
   const std::unique_ptr<nn::Model> model = load_model(checkpoint, *backend);
   const int64_t longest = model->facts().max_positions;
   const bool vision = model->facts().image.has_value();

@@ -53,14 +53,14 @@ TEST(MethodOptions, BitsAreAskedForWhereThereIsAChoice) {
     recipe.fill_defaults();
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "--bits is missing: expected 2, 3, 4 or 8");
+    EXPECT_STREQ(error.what(), "--bits is missing: expected 2, 3, 4, 6 or 8");
   }
   recipe = recipe_of("billm");
   recipe.grid.bits = 2;
   EXPECT_EQ(refusal(recipe), "--bits is 2, expected 1, the only width of --method billm");
   recipe = recipe_of("gptq");
   recipe.grid.bits = 1;
-  EXPECT_EQ(refusal(recipe), "--bits is 1, expected 2, 3, 4 or 8");
+  EXPECT_EQ(refusal(recipe), "--bits is 1, expected 2, 3, 4, 6 or 8");
   recipe = recipe_of("billm");
   recipe.head_bits = 4;
   EXPECT_EQ(refusal(recipe), "--head-bits is 4, expected 1, the only width of --method billm");

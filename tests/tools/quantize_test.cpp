@@ -114,14 +114,14 @@ TEST(QuantizeCommand, WrongArgumentsAreNamed) {
     std::vector<std::string> flags;
     const char* part;
   } cases[] = {
-      {{"--bits", "5"}, "--bits is 5, expected 2, 3, 4 or 8"},
+      {{"--bits", "5"}, "--bits is 5, expected 2, 3, 4, 6 or 8"},
       {{"--bits", "4", "--compensate", "some"}, "--compensate is \"some\""},
       {{"--bits", "4", "--method", "rtn", "--compensate", "joint"}, "makes no sense"},
       {{"--bits", "4", "--group-size", "48"}, "does not divide"},
       {{"--bits", "4", "--override", "fc1=x"}, "\"x\" is not a whole number"},
       {{"--bits", "4", "--skip", "("}, "is not a regular expression"},
       {{"--bits", "4", "--damping", "nan"}, "--damping"},
-      {{"--method", "gptq"}, "--bits is missing: expected 2, 3, 4 or 8"},
+      {{"--method", "gptq"}, "--bits is missing: expected 2, 3, 4, 6 or 8"},
       {{"--bits", "2", "--method", "billm"}, "--bits is 2, expected 1"},
       {{"--bits", "4", "--method", "spqr", "--symmetric"}, "--symmetric makes no sense with --method spqr"},
       {{"--bits", "4", "--method", "gptq", "--no-anneal"}, "nothing sweeps; add --sweeps"},

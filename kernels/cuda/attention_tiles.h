@@ -1,0 +1,203 @@
+// Attention of many query rows at once on the tensor cores, for prompts and images: q, k, v and probabilities are rounded to
+// f16, sums and softmax are f32 (the recurrence of FlashAttention-2, arXiv 2307.08691, algorithm 1).
+//
+// Work partition: a block owns 64 rows of one span and one head, a warp 16 of the rows. Positions come in steps of 64, whose
+// keys and (turned) values the block rounds into shared memory. Scores, probabilities and sums never leave the registers.
+#pragma once
+
+#include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/device.h"
+
+namespace ballast::cuda {
+
+template <int HeadDim>
+struct AttendTiles {
+  static_assert(HeadDim % 16 == 0);
+  static constexpr int kWarps = 4, kThreads = kWarps * dev::kWarp, kBlocks = 1;
+  static constexpr int kPositions = 64, kPage = 16;
+  static constexpr int kSteps = HeadDim / 16;
+  // Rows start in different banks.
+  static constexpr int kDimStride = HeadDim + 8, kPositionStride = kPositions + 8;
+  static constexpr int64_t kSharedBytes = 2 * (2 * kQueryTile * kDimStride + HeadDim * kPositionStride);
+  static_assert(kQueryTile == 16 * kWarps && kPositions == kQueryTile);
+
+  struct Args {
+    const QueryTile* tiles;
+    KeySource keys;
+    const float* q;
+    int64_t q_stride;
+    float scale;
+    bool causal;
+    float* out;
+    int64_t out_stride;
+  };
+
+  static BALLAST_DEVICE void run(const Args& args) {
+    AttendTiles self(args);
+    self.round_queries();
+    const int end = args.causal ? self.tile_.position + self.tile_.rows : self.tile_.length;
+    for (int first = 0; first < end; first += kPositions) {
+      dev::sync_block();  // everybody is done with the step before
+      self.round_keys(first, end);
+      dev::sync_block();
+      self.step(first);
+    }
+    self.finish();
+  }
+
+ private:
+  BALLAST_DEVICE explicit AttendTiles(const Args& args)
+      : args_(args), tile_(args.tiles[dev::block()]), head_(dev::block_y()) {
+    dev::SharedArena arena;
+    s_q_ = arena.take<uint16_t>(kQueryTile * kDimStride);
+    s_k_ = arena.take<uint16_t>(kPositions * kDimStride);
+    s_v_ = arena.take<uint16_t>(HeadDim * kPositionStride);
+#pragma unroll
+    for (int n = 0; n < HeadDim / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out_[n][i] = 0;
+  }
+
+  BALLAST_DEVICE void round_queries() {
+    for (int i = dev::thread(); i < kQueryTile * HeadDim; i += kThreads) {
+      const int row = i / HeadDim, d = i % HeadDim;
+      const float q = row < tile_.rows
+                          ? args_.q[(tile_.row + row) * args_.q_stride + head_ * HeadDim + d] * args_.scale
+                          : 0.0f;
+      s_q_.set(row * kDimStride + d, dev::float_to_half(q));
+    }
+  }
+
+  /// Positions [first, first + 64), zeros from `end` on.
+  BALLAST_DEVICE void round_keys(int first, int end) {
+    const KeySource& keys = args_.keys;
+    for (int i = dev::thread(); i < kPositions * HeadDim; i += kThreads) {
+      // Neighbouring threads read neighbouring memory: keys of a page lie position by position, values dimension by dimension.
+      const int page = i / (kPage * HeadDim), within = i % (kPage * HeadDim);
+      const int key_p = keys.cache ? kPage * page + within % kPage : i / HeadDim;
+      const int key_d = keys.cache ? within / kPage : i % HeadDim;
+      const int value_p = keys.cache ? kPage * page + within / HeadDim : i / HeadDim, value_d = i % HeadDim;
+      s_k_.set(key_p * kDimStride + key_d,
+               dev::float_to_half(first + key_p < end ? value(0, first, key_p, key_d, page, within) : 0.0f));
+      s_v_.set(
+          value_d * kPositionStride + value_p,
+          dev::float_to_half(first + value_p < end ? value(1, first, value_p, value_d, page, within) : 0.0f));
+    }
+  }
+
+  BALLAST_DEVICE float value(int which, int first, int p, int d, int page, int within) const {
+    const KeySource& keys = args_.keys;
+    if (keys.cache) {
+      const int64_t number = keys.pages[tile_.pages + first / kPage + page];
+      return keys.cache[((number * 2 + which) * keys.heads + head_) * (kPage * HeadDim) + within];
+    }
+    const int64_t row = tile_.first + first + p;
+    return which == 0 ? keys.k[row * keys.k_stride + head_ * HeadDim + d]
+                      : keys.v[row * keys.v_stride + head_ * HeadDim + d];
+  }
+
+  /// B operands of two tiles of eight rows and one step of 16 columns of what lies in shared memory.
+  static BALLAST_DEVICE void load_pair(uint32_t (&b)[4], dev::Shared<uint16_t> s_rows, int stride, int row,
+                                       int column) {
+    const int lane = dev::lane();
+    dev::load_matrices(b, s_rows.from((row + lane / 16 * 8 + lane % 8) * stride + column + lane / 8 % 2 * 8));
+  }
+
+  BALLAST_DEVICE void step(int first) {
+    float scores[kPositions / 8][4];
+#pragma unroll
+    for (int n = 0; n < kPositions / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[n][i] = 0;
+    const int lane = dev::lane();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t a[4], b[4];
+      dev::load_matrices(a, s_q_.from((16 * dev::warp() + lane % 16) * kDimStride + 16 * k + lane / 16 * 8));
+#pragma unroll
+      for (int n = 0; n < kPositions / 8; n += 2) {
+        load_pair(b, s_k_, kDimStride, 8 * n, 16 * k);
+        dev::multiply_add<dev::F16>(scores[n], a, b[0], b[1]);
+        dev::multiply_add<dev::F16>(scores[n + 1], a, b[2], b[3]);
+      }
+    }
+    weigh(scores, first);
+#pragma unroll
+    for (int k = 0; k < kPositions / 16; ++k) {
+      // Where a lane's probabilities lie as sums is where they are wanted as an operand.
+      const uint32_t a[4] = {dev::pack_halves<dev::F16>(scores[2 * k][0], scores[2 * k][1]),
+                             dev::pack_halves<dev::F16>(scores[2 * k][2], scores[2 * k][3]),
+                             dev::pack_halves<dev::F16>(scores[2 * k + 1][0], scores[2 * k + 1][1]),
+                             dev::pack_halves<dev::F16>(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+      uint32_t b[4];
+#pragma unroll
+      for (int n = 0; n < HeadDim / 8; n += 2) {
+        load_pair(b, s_v_, kPositionStride, 8 * n, 16 * k);
+        dev::multiply_add<dev::F16>(out_[n], a, b[0], b[1]);
+        dev::multiply_add<dev::F16>(out_[n + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  /// Scores become probabilities relative to the largest score so far, and what was summed before is brought to it.
+  BALLAST_DEVICE void weigh(float (&scores)[kPositions / 8][4], int first) {
+    const int r = dev::lane() / 4, t = 2 * (dev::lane() % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * dev::warp() + r + 8 * half;
+      const int last = args_.causal ? tile_.position + row : tile_.length - 1;
+      float top = tops_[half];
+#pragma unroll
+      for (int n = 0; n < kPositions / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& score = scores[n][2 * half + e];
+          if (first + 8 * n + t + e > last) score = -INFINITY;
+          top = dev::max(top, score);
+        }
+      top = dev::max(top, dev::shuffle_xor(top, 1));
+      top = dev::max(top, dev::shuffle_xor(top, 2));
+      const float kept = dev::exp(tops_[half] - top);
+      tops_[half] = top;
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < kPositions / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& score = scores[n][2 * half + e];
+          score = dev::exp(score - top);
+          sum += score;
+        }
+      sums_[half] = dev::fma(sums_[half], kept, sum);
+#pragma unroll
+      for (int n = 0; n < HeadDim / 8; ++n) out_[n][2 * half] *= kept, out_[n][2 * half + 1] *= kept;
+    }
+  }
+
+  BALLAST_DEVICE void finish() {
+    const int r = dev::lane() / 4, t = 2 * (dev::lane() % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = sums_[half];
+      sum += dev::shuffle_xor(sum, 1);
+      sum += dev::shuffle_xor(sum, 2);
+      const int row = 16 * dev::warp() + r + 8 * half;
+      if (row >= tile_.rows) continue;
+      float* to = args_.out + (tile_.row + row) * args_.out_stride + head_ * HeadDim + t;
+#pragma unroll
+      for (int n = 0; n < HeadDim / 8; ++n)
+        to[8 * n] = out_[n][2 * half] / sum, to[8 * n + 1] = out_[n][2 * half + 1] / sum;
+    }
+  }
+
+  const Args& args_;
+  const QueryTile tile_;
+  const int head_;
+  dev::Shared<uint16_t> s_q_, s_k_, s_v_;
+  float out_[HeadDim / 8][4];
+  // Of the rows lane / 4 and lane / 4 + 8. Position 0 is seen by every row, so the first step leaves no -infinity.
+  float tops_[2] = {-INFINITY, -INFINITY};
+  float sums_[2] = {0, 0};
+};
+
+}  // namespace ballast::cuda

@@ -1,0 +1,176 @@
+// The CUDA backend: one GPU, everything in the order of one stream.
+//
+// Activations and caches are f32, as ops say. Linear layers with quantized weights round their input to 16 bits for the tensor
+// cores (f16, or bf16 with --activations bf16) and sum in f32; everything else computes in f32.
+#pragma once
+
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cuda/linear_args.h"
+#include "kernels/cuda/runtime.h"
+
+namespace ballast {
+
+namespace cuda {
+
+/// Device memory that grows and never shrinks; what was in it is lost when it grows.
+class DeviceScratch {
+ public:
+  explicit DeviceScratch(Machine& machine) : machine_(machine) {}
+  DeviceScratch(const DeviceScratch&) = delete;
+  DeviceScratch& operator=(const DeviceScratch&) = delete;
+  ~DeviceScratch() { machine_.release(data_); }
+  /// 256-byte aligned. `zeroed`: new memory is all zeros.
+  void* bytes(int64_t count, bool zeroed = false);
+  template <class T>
+  T* of(int64_t count, bool zeroed = false) {
+    return static_cast<T*>(bytes(count * int64_t(sizeof(T)), zeroed));
+  }
+
+ private:
+  Machine& machine_;
+  void* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+/// Numbers that an op gets in host memory, on the device; copied only when they are not there already, as they are in all
+/// layers of a model but the first.
+class Uploads {
+ public:
+  explicit Uploads(Machine& machine) : machine_(machine), device_(machine) {}
+  const int32_t* on_device(const int32_t* host, int64_t count);
+
+ private:
+  Machine& machine_;
+  DeviceScratch device_;
+  std::vector<int32_t> there_;
+};
+
+}  // namespace cuda
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(int threads, DType half);
+
+  Device device() const override { return Device::cuda; }
+  std::string description() const override;
+
+  void* allocate(int64_t bytes) override;
+  void release(void* pointer) noexcept override;
+  void copy_to_device(void* destination, const void* host, int64_t bytes) override;
+  void copy_to_host(void* host, const void* source, int64_t bytes) override;
+
+  int64_t packed_bytes(const DenseView& weight) const override;
+  int64_t packed_bytes(const AffineView& weight) const override;
+  int64_t packed_bytes(const SparseOutlierView& weight) const override;
+  int64_t packed_bytes(const ResidualBinaryView& weight) const override;
+  void pack(const TensorView& source, const DenseView& weight, void* blob) override;
+  void pack(const AffineMatrix& source, const AffineView& weight, void* blob) override;
+  void pack(const SparseOutlierMatrix& source, const SparseOutlierView& weight, void* blob) override;
+  void pack(const ResidualBinaryMatrix& source, const ResidualBinaryView& weight, void* blob) override;
+
+  void run(const Linear<DenseView>& op) override;
+  void run(const Linear<AffineView>& op) override;
+  void run(const Linear<SparseOutlierView>& op) override;
+  void run(const Linear<ResidualBinaryView>& op) override;
+  void run(const Embedding<DenseView>& op) override;
+  void run(const Embedding<AffineView>& op) override;
+  void run(const Embedding<SparseOutlierView>& op) override;
+  void run(const Embedding<ResidualBinaryView>& op) override;
+  void run(const GatherRows& op) override;
+  void run(const LayerNorm& op) override;
+  void run(const Attention& op) override;
+  void run(const RoundActivations& op) override;
+  void run(const StoreHalfRows& op) override;
+  void run(const LoadHalfRows& op) override;
+  void run(const SecondMoment& op) override;
+  bool run(const FactorizeInverse& op) override;
+  void run(const RankUpdate& op) override;
+  void run(const RoundColumns& op) override;
+  void run(const ActivationBackward& op) override;
+  void run(const LayerNormBackward& op) override;
+  void run(const AttentionBackward& op) override;
+  void run(const CrossEntropyBackward& op) override;
+
+  using Backend::parallel_for;
+  void parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) override;
+
+  /// For timing.
+  cuda::Machine& machine() { return machine_; }
+  /// Blocks that linear kernels are cut into, whatever the number of tokens.
+  int64_t linear_blocks() const { return 2 * int64_t(machine_.facts().multiprocessors); }
+  /// From this many tokens on, affine weights are decoded to 16 bits and multiplied by cuBLASLt: the extra traffic of some
+  /// 2.5 bytes a weight is then worth its faster products. Estimated, not measured.
+  static constexpr int64_t kDecodeTokens = 1024;
+
+ private:
+  [[noreturn]] static void refuse(const char* what);  // not_here.cpp
+
+  template <class Encoding>
+  cuda::Epilogue epilogue(const Linear<Encoding>& op);
+  /// The op on tokens [first, first + count).
+  template <class Encoding>
+  static Linear<Encoding> part_of(const Linear<Encoding>& op, int64_t first, int64_t count);
+
+  // linear_tokens.h
+  template <int Bits, class Meta, class Half, int TokenTiles, class View>
+  bool run_tokens(const Linear<View>& op);
+
+  // linear_affine.h
+  template <int Bits>
+  void run_fragments(const Linear<AffineView>& op);
+  template <int Bits, class Half>
+  void run_halves(const Linear<AffineView>& op);
+  template <int Bits, class Half>
+  void run_decoded(const Linear<AffineView>& op);
+
+  // linear_others.cu
+  template <int Bits, class Meta, class Half, class View>
+  void run_small(const Linear<View>& op);
+  void run_outliers(const Linear<SparseOutlierView>& op);
+  void run_tables(const Linear<ResidualBinaryView>& op);
+
+  // linear.cu
+  template <class Encoding>
+  void run_rows(DType type, const Linear<Encoding>& op);
+  /// The same through cuBLASLt, 16-bit weights only; x is rounded to their type.
+  void multiply_halves(DType type, const void* weights, const TensorView& x, const cuda::Epilogue& behind);
+
+  /// Numbers on the device, wherever the view has them.
+  static const int32_t* numbers(const TensorView& view, cuda::Uploads& uploads);
+  /// What prepared_ stands for is about to change.
+  void forget_input() { prepared_ = {}; }
+  /// The same where the output lies over that input.
+  void forget_input_under(const OutputView& y);
+  /// The op with its input on the device, wherever it was: images come from the host.
+  template <class Encoding>
+  Linear<Encoding> with_input(const Linear<Encoding>& op);
+
+  /// The input that was rounded last: layers that share one, as q, k and v do, round it once. Every op that writes something
+  /// else than the output of a linear layer forgets it.
+  struct Prepared {
+    const void* x = nullptr;
+    int64_t x_stride = 0, tokens = 0, in_features = 0;
+    int bits = 0, chunk = 0;
+    cuda::PreparedInput to{};
+    bool holds(const Prepared& wanted) const {
+      return x && x == wanted.x && x_stride == wanted.x_stride && tokens == wanted.tokens &&
+             in_features == wanted.in_features && bits == wanted.bits && chunk == wanted.chunk &&
+             to.tokens == wanted.to.tokens;
+    }
+  };
+
+  DType half_;
+  Prepared prepared_;
+  ThreadPool pool_;
+  cuda::Machine machine_;
+  cuda::DeviceScratch input_, sums_, partials_, arrived_, decoded_, product_, parts_, from_host_;
+  cuda::Uploads ids_, positions_, spans_;
+};
+
+/// Error when there is no device that can be used, with the reason.
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
+
+}  // namespace ballast

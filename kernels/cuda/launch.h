@@ -1,0 +1,57 @@
+// Launching kernels. A kernel is a type:
+//
+//   struct Args                 what a launch is told, by value
+//   kThreads, kBlocks           threads of a block; blocks that a multiprocessor should be able to hold at once
+//   static void run(const Args&)   device code, in terms of device.h
+#pragma once
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/runtime.h"
+
+namespace ballast::cuda {
+
+struct Grid {
+  int64_t blocks = 1, blocks_y = 1;
+  int64_t shared_bytes = 0;
+};
+
+#if defined(__CUDACC__)
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    kernel_entry(const __grid_constant__ typename Kernel::Args args) {
+  Kernel::run(args);
+}
+
+template <class Kernel>
+void launch(Machine& machine, const Grid& grid, const typename Kernel::Args& args) {
+  // More than 48 KB must be asked for, once for each kernel.
+  static int64_t granted = 48 << 10;
+  if (grid.shared_bytes > granted) {
+    check_call(cudaFuncSetAttribute(kernel_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    int(grid.shared_bytes)),
+               "cudaFuncSetAttribute");
+    granted = grid.shared_bytes;
+  }
+  const dim3 blocks(unsigned(grid.blocks), unsigned(grid.blocks_y));
+  kernel_entry<Kernel>
+      <<<blocks, Kernel::kThreads, size_t(grid.shared_bytes), static_cast<cudaStream_t>(machine.stream())>>>(
+          args);
+  check_call(cudaGetLastError(), "a kernel launch");
+}
+
+#else
+
+/// Defined by the emulator.
+void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args);
+
+template <class Kernel>
+void launch(Machine&, const Grid& grid, const typename Kernel::Args& args) {
+  launch_blocks(
+      grid, Kernel::kThreads,
+      [](const void* erased) { Kernel::run(*static_cast<const typename Kernel::Args*>(erased)); }, &args);
+}
+
+#endif
+
+}  // namespace ballast::cuda

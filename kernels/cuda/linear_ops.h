@@ -1,0 +1,48 @@
+// Parts of the linear ops that all encodings share.
+#pragma once
+
+#include "kernels/cuda/cuda_backend.h"
+
+namespace ballast {
+
+template <class Encoding>
+cuda::Epilogue CudaBackend::epilogue(const Linear<Encoding>& op) {
+  const auto or_null = [](const TensorView& view) { return view ? view.as<float>() : nullptr; };
+  return {.bias = or_null(op.bias),
+          .position_bias = or_null(op.position_bias),
+          .positions = op.position_bias ? numbers(op.positions, positions_) : nullptr,
+          .position_rows = op.position_bias ? op.position_bias.shape[0] : 0,
+          .position_stride = op.position_bias ? op.position_bias.strides[0] : 0,
+          .activation = int(op.activation),
+          .residual = or_null(op.residual),
+          .y = op.y.template as<float>(),
+          .residual_stride = op.residual ? op.residual.strides[0] : 0,
+          .y_stride = op.y.strides[0],
+          .tokens = int(op.x.shape[0]),
+          .out_features = int(op.weight.out_features)};
+}
+
+template <class Encoding>
+Linear<Encoding> CudaBackend::with_input(const Linear<Encoding>& op) {
+  if (op.grid) refuse("quantized activations");
+  Linear<Encoding> same = op;
+  if (op.x.device == Device::cuda || op.x.shape[0] == 0) return same;
+  const int64_t floats = (op.x.shape[0] - 1) * op.x.strides[0] + op.x.shape[1];
+  same.x.data = from_host_.of<float>(floats);
+  same.x.device = Device::cuda;
+  forget_input();
+  machine_.copy_in(const_cast<void*>(same.x.data), op.x.data, 4 * floats);
+  return same;
+}
+
+template <class Encoding>
+Linear<Encoding> CudaBackend::part_of(const Linear<Encoding>& op, int64_t first, int64_t count) {
+  Linear<Encoding> part = op;
+  part.x = op.x.rows(first, count);
+  part.y = op.y.rows(first, count);
+  if (op.position_bias) part.positions = op.positions.rows(first, count);
+  if (op.residual) part.residual = op.residual.rows(first, count);
+  return part;
+}
+
+}  // namespace ballast

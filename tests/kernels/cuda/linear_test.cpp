@@ -1,0 +1,296 @@
+// Linear layers of the CUDA backend, on the emulator.
+#include "kernels/ops/linear.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/ops/embedding.h"
+#include "tests/support/simt/emulated_backend.h"
+
+namespace ballast {
+namespace {
+
+using test::emulated_backend;
+using test::Extras;
+using test::fragments_bound;
+using test::Random;
+using test::reference;
+using test::run;
+using test::same_bits;
+using test::within_bounds;
+
+struct Width {
+  int bits;
+  const char* activations;
+};
+class SimtLinear : public testing::TestWithParam<Width> {
+ protected:
+  int bits() const { return GetParam().bits; }
+  std::string activations() const { return GetParam().activations; }
+
+  void expect_near(const Shape& shape, int64_t group_size, std::initializer_list<int64_t> token_counts) {
+    SCOPED_TRACE(str(shape.text(), ", groups of ", group_size));
+    Random random(uint64_t(shape[0] * 7 + shape[1] + bits()));
+    const auto backend = emulated_backend(activations());
+    const AffineMatrix matrix = test::random_affine(random, bits(), shape[0], shape[1], group_size);
+    const auto weight = test::packed(*backend, matrix);
+    const auto values = test::decoded(matrix);
+    for (const int64_t tokens : token_counts) {
+      const std::vector<float> x = random.floats(tokens * shape[1], -3, 3);
+      const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+      ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                reference(values, x, extras, tokens, fragments_bound(matrix, activations()))))
+          << tokens << " tokens";
+    }
+  }
+};
+INSTANTIATE_TEST_SUITE_P(, SimtLinear,
+                         testing::Values(Width{2, "f32"}, Width{3, "f32"}, Width{4, "f32"}, Width{8, "f32"},
+                                         Width{2, "bf16"}, Width{3, "bf16"}, Width{4, "bf16"},
+                                         Width{8, "bf16"}),
+                         [](const auto& width) {
+                           return str(width.param.bits, "bits_",
+                                      width.param.activations[0] == 'b' ? "bf16" : "f16");
+                         });
+
+TEST_P(SimtLinear, GroupsOf128OfAnyNumberOfTokens) {
+  expect_near({272, 1024}, 128, {1, 2, 5, 8, 9, 16, 17, 32, 33, 64});
+}
+TEST_P(SimtLinear, MoreTokensThanATileHolds) {
+  expect_near({48, 256}, 64, {65, 129});
+}
+TEST_P(SimtLinear, GroupsOfEverySize) {
+  for (const int64_t group_size : {16, 32, 48, 64, 96, 192, 256, 768})
+    expect_near({40, 768}, group_size, {3, 20});
+}
+TEST_P(SimtLinear, ShapesThatFillNoTile) {
+  for (const Shape& shape : {Shape{1, 16}, {15, 48}, {17, 80}, {129, 320}, {200, 272}, {16, 1040}})
+    expect_near(shape, 16, {1, 6});
+  expect_near({130, 192}, 192, {1, 7});
+  expect_near({33, 36}, 9, {1, 3});  // decoded to rows
+}
+TEST_P(SimtLinear, ManyTokensAreDecodedAndMultipliedWhole) {
+  Random random(4);
+  const auto backend = emulated_backend(activations());
+  const AffineMatrix matrix = test::random_affine(random, bits(), 24, 96, 32);
+  const auto weight = test::packed(*backend, matrix);
+  const int64_t tokens = CudaBackend::kDecodeTokens;
+  const std::vector<float> x = random.floats(tokens * 96);
+  // Weights are rounded, too.
+  const auto bound = [&](const float* from, const float* w, int64_t in_features, int64_t) {
+    return (2.1 * test::half_rounding(activations()) + double(in_features) * test::kRound32) *
+               test::magnitude_of(from, w, in_features) +
+           double(in_features) * 0x1p-22;
+  };
+  EXPECT_TRUE(within_bounds(run(*backend, x, weight.view, {}, tokens),
+                            reference(test::decoded(matrix), x, {}, tokens, bound)));
+}
+
+TEST_P(SimtLinear, ATokensBitsDependNeitherOnItsBatchNorOnTheOrderOfBlocks) {
+  Random random(5);
+  const auto backend = emulated_backend(activations());
+  const AffineMatrix matrix = test::random_affine(random, bits(), 144, 1536, 64);
+  const auto weight = test::packed(*backend, matrix);
+  const std::vector<float> x = random.floats(70 * 1536);
+  const std::vector<float> whole = run(*backend, x, weight.view, {}, 70);
+  for (const int64_t tokens : {1, 8, 11, 30, 64})
+    for (const uint64_t seed : {2, 3}) {
+      simt::set_seed(seed);
+      EXPECT_TRUE(same_bits(run(*backend, x, weight.view, {}, tokens), test::first_rows(whole, tokens, 144)))
+          << tokens << " tokens";
+    }
+  simt::set_seed(1);
+}
+
+// Exactly representable x, so that the only errors left are of f32 sums: codes must come out of the words as they went in.
+TEST_P(SimtLinear, EveryCodeMeetsItsColumn) {
+  const auto backend = emulated_backend(activations());
+  AffineMatrix matrix{.bits = bits(), .out_features = 32, .in_features = 128, .group_size = 128};
+  Random random(6);
+  matrix.codes = test::random_codes(random, bits(), 32 * 128);
+  matrix.scales.assign(32, f32_to_f16(1));
+  matrix.zero_points.assign(32, 1);
+  const auto weight = test::packed(*backend, matrix);
+  for (int64_t column = 0; column < 128; ++column) {
+    std::vector<float> x(128, 0.0f);
+    x[size_t(column)] = 1;
+    const std::vector<float> y = run(*backend, x, weight.view, {}, 1);
+    for (int64_t row = 0; row < 32; ++row)
+      ASSERT_EQ(y[size_t(row)], matrix.value(row, column)) << "row " << row << ", column " << column;
+  }
+}
+
+TEST(SimtLinearRows, DenseWeightsOfAnyShape) {
+  const auto backend = emulated_backend();
+  uint64_t seed = 1;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
+    for (const Shape& shape : {Shape{1, 1}, {15, 16}, {33, 5}, {18, 260}})
+      for (const int64_t tokens : {1, 3, 15}) {
+        Random random(++seed);
+        const test::DenseMatrix matrix(dtype, shape[0], shape[1], random.floats(shape.elements()));
+        const auto weight = test::packed(*backend, matrix);
+        const std::vector<float> x = random.floats(tokens * shape[1]);
+        const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+        ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                  reference(matrix, x, extras, tokens)))
+            << name_of(dtype) << " " << shape.text() << ", " << tokens << " tokens";
+      }
+}
+
+TEST(SimtLinearRows, SixteenBitWeightsOfManyTokensAreMultipliedWhole) {
+  const auto backend = emulated_backend();
+  for (const DType dtype : {DType::f16, DType::bf16}) {
+    Random random(9);
+    const test::DenseMatrix matrix(dtype, 40, 72, random.floats(40 * 72));
+    const auto weight = test::packed(*backend, matrix);
+    const std::vector<float> x = random.floats(20 * 72);
+    const Extras extras = test::random_extras(random, 20, 40, Activation::gelu);
+    const double rounding = dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
+    const auto bound = [&](const float* from, const float* w, int64_t in_features, int64_t row) {
+      return rounding * test::magnitude_of(from, w, in_features) + double(in_features) * 0x1p-25 +
+             test::chain_bound(from, w, in_features, row);
+    };
+    EXPECT_TRUE(
+        within_bounds(run(*backend, x, weight.view, extras, 20), reference(matrix, x, extras, 20, bound)));
+  }
+}
+
+// Values that codes stand for are rounded to 16 bits, as x is; blocks of 7 or 16 columns are decoded to rows. The last block may be
+// shorter than the others, and K need not be a multiple of anything.
+TEST(SimtLinearBinary, OfEveryShapeAndBlock) {
+  uint64_t seed = 80;
+  for (const char* activations : {"f32", "bf16"})
+    for (const auto& [shape, block_size] :
+         {std::pair(Shape{150, 448}, 128), std::pair(Shape{33, 300}, 128), std::pair(Shape{40, 1040}, 256),
+          std::pair(Shape{17, 192}, 64), std::pair(Shape{17, 96}, 16), std::pair(Shape{1, 37}, 65536),
+          std::pair(Shape{16, 300}, 7)}) {
+      Random random(++seed);
+      const auto backend = emulated_backend(activations);
+      const auto matrix = test::random_binary(random, shape[0], shape[1], block_size);
+      const auto weight = test::packed(*backend, matrix);
+      const double rounding = test::half_rounding(activations);
+      const auto bound = [&](const float* x, const float* w, int64_t in_features, int64_t row) {
+        double of_small = 0;
+        for (int64_t k = 0; k < in_features; ++k)
+          of_small += (std::abs(double(x[k])) + std::abs(double(w[k]))) * 0x1p-25;
+        return 2.1 * rounding * test::magnitude_of(x, w, in_features) + of_small +
+               4 * test::chain_bound(x, w, in_features, row);
+      };
+      for (const int64_t tokens : {1, 7, 41}) {
+        const std::vector<float> x = random.floats(tokens * shape[1]);
+        const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+        ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                  reference(test::decoded(matrix), x, extras, tokens, bound)))
+            << activations << ", " << shape.text() << ", blocks of " << block_size << ", " << tokens
+            << " tokens";
+      }
+    }
+}
+
+// Small groups with real zero points, and outliers: random_outliers keeps row 1 without any and makes the last row of nothing
+// else. A group of 9 columns is decoded to rows.
+TEST(SimtLinearOutliers, OfEveryWidthAndGroup) {
+  uint64_t seed = 50;
+  for (const char* activations : {"f32", "bf16"})
+    for (const int bits : {2, 3, 4, 8})
+      for (const auto& [shape, group_size] :
+           {std::pair(Shape{150, 336}, 16), std::pair(Shape{37, 576}, 64), std::pair(Shape{20, 36}, 9)}) {
+        Random random(++seed);
+        const auto backend = emulated_backend(activations);
+        const auto matrix = test::random_outliers(random, bits, 3, shape[0], shape[1], group_size);
+        const auto weight = test::packed(*backend, matrix);
+        for (const int64_t tokens : {1, 7, 41}) {
+          const std::vector<float> x = random.floats(tokens * shape[1]);
+          const Extras extras = test::random_extras(random, tokens, shape[0], Activation(tokens % 3));
+          ASSERT_TRUE(within_bounds(run(*backend, x, weight.view, extras, tokens),
+                                    reference(test::decoded(matrix), x, extras, tokens,
+                                              test::fragments_bound(matrix, activations))))
+              << bits << " bits, " << activations << ", " << shape.text() << ", " << tokens << " tokens";
+        }
+      }
+}
+
+TEST(SimtEmbedding, RowsOfEveryEncodingAreExact) {
+  const auto backend = emulated_backend();
+  const std::vector<int32_t> ids{0, 36, 3, 3, 18, 15};
+  const auto check = [&](const auto& matrix) {
+    const auto table = test::packed(*backend, matrix);
+    const auto values = test::decoded(matrix);
+    const int64_t hidden = values.in_features, tokens = int64_t(ids.size());
+    std::vector<float> y(size_t(tokens * hidden), 0.5f), expected, added;
+    for (const int32_t id : ids)
+      for (int64_t i = 0; i < hidden; ++i) {
+        expected.push_back(values.values[size_t(id * hidden + i)]);
+        added.push_back(0.5f + expected.back());
+      }
+    Embedding<decltype(table.view)> op{
+        .ids = test::view_of(ids), .table = table.view, .y = test::view_of(y, {tokens, hidden})};
+    op.accumulate = true;
+    backend->run(op);
+    EXPECT_TRUE(same_bits(y, added));
+    op.accumulate = false;
+    backend->run(op);
+    EXPECT_TRUE(same_bits(y, expected));
+  };
+  Random random(12);
+  for (const int bits : {2, 3, 4, 8}) {
+    check(test::random_affine(random, bits, 37, 320, 64));
+    check(test::random_outliers(random, bits, 3, 37, 272, 16));
+  }
+  check(test::random_affine(random, 3, 37, 36, 9));
+  check(test::random_binary(random, 37, 300, 7));
+  // In fragments, its values are rounded.
+  auto binary = test::random_binary(random, 37, 300, 64);
+  for (uint16_t& value : binary.coefficients) value = f32_to_f16(std::round(8 * f16_to_f32(value)) / 8);
+  check(binary);
+}
+
+TEST(SimtLinearTraffic, WeightsAreReadOnceAndRowsOfXLieInDifferentBanks) {
+  const auto backend = emulated_backend();
+  Random random(11);
+  const AffineMatrix matrix = test::random_affine(random, 4, 256, 2048, 128);
+  const auto weight = test::packed(*backend, matrix);
+  const std::vector<float> x = random.floats(2048);
+  simt::take_counts();
+  run(*backend, x, weight.view, {}, 1);
+  const simt::Counts counts = simt::take_counts();
+  const int64_t weights = 256 * 2048;
+  EXPECT_EQ(counts.multiplies, weights / 256);
+  EXPECT_EQ(counts.matrix_loads, weights / 512);
+  EXPECT_EQ(counts.matrix_conflicts, 0);
+  // Codes, scales and zero points once; for each of 2 · 8 stages x of eight tokens and its sums.
+  EXPECT_EQ(counts.copied_bytes, weights / 2 + weights / 128 * 3 + 16 * (8 * 256 * 2 + 2 * 8 * 4));
+  EXPECT_EQ(counts.launches, 2);
+}
+
+// Layers that share an input on the device round it once, until anything may have changed it.
+TEST(SimtLinearTraffic, LayersThatShareAnInputRoundItOnce) {
+  const auto backend = emulated_backend();
+  Random random(12);
+  const AffineMatrix matrix = test::random_affine(random, 4, 32, 256, 128);
+  const auto weight = test::packed(*backend, matrix);
+  std::vector<float> x = random.floats(256), y(32), wide(256);
+  auto op = test::op_for(x, weight.view, {}, 1, y);
+  op.x.device = Device::cuda;
+  const auto launches = [&](const Linear<AffineView>& layer) {
+    simt::take_counts();
+    backend->run(layer);
+    return simt::take_counts().launches;
+  };
+  EXPECT_EQ(launches(op), 2);
+  EXPECT_EQ(launches(op), 1);
+  const std::vector<float> before = y;
+  for (float& value : x) value = -value;
+  backend->copy_to_device(wide.data(), wide.data(), 0);  // any write does
+  EXPECT_EQ(launches(op), 2);
+  for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], -before[i]);
+  // A layer whose output lies in that input.
+  auto over = test::op_for(wide, weight.view, {}, 1, y);
+  over.x.device = Device::cuda;
+  over.y = OutputView(x.data() + 100, DType::f32, {1, 32});
+  EXPECT_EQ(launches(op), 1);
+  EXPECT_EQ(launches(over), 2);
+  EXPECT_EQ(launches(op), 2);
+}
+
+}  // namespace
+}  // namespace ballast

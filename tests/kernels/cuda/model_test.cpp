@@ -1,0 +1,128 @@
+// Whole models on the CUDA backend, on the emulator, against the CPU backend.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "models/registry.h"
+#include "tests/support/golden_folders.h"
+#include "tests/support/golden_tensors.h"
+#include "tests/support/image_patches.h"
+#include "tests/support/logits.h"
+#include "tests/support/rounded_model.h"
+#include "tests/support/simt/emulated_backend.h"
+#include "tests/support/simt/emulated_memory.h"
+#include "tests/support/temp_folder.h"
+
+namespace ballast {
+namespace {
+
+const std::filesystem::path kSource = BALLAST_SOURCE_DIR;
+
+std::vector<float> logits_on(Backend& backend, const std::filesystem::path& folder,
+                             const std::vector<int32_t>& ids, size_t chunk) {
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  const auto model = load_model(checkpoint, backend);
+  return logits_of(backend, *model, ids, chunk);
+}
+
+double largest_of(const std::vector<float>& values) {
+  double largest = 0;
+  for (const float value : values) largest = std::max(largest, std::abs(double(value)));
+  return largest;
+}
+
+// Float weights are multiplied in f32 or in their own 16 bits: the two devices differ in the order of sums, and beyond 15
+// tokens in the rounding of x to 16 bits.
+TEST(SimtModel, EveryVariantOfOptAgreesWithTheCpu) {
+  const auto cpu = find_backend({.device = "cpu", .threads = 1});
+  const auto cuda = test::emulated_backend();
+  for (const std::string& name : test::subfolders(kSource / "tests/golden/opt")) {
+    SCOPED_TRACE(name);
+    std::vector<int32_t> ids;
+    for (int32_t i = 0; i < 12; ++i) ids.push_back(4 + i * 7 % 40);
+    const auto folder = kSource / "tests/golden/opt" / name;
+    const std::vector<float> expected = logits_on(*cpu, folder, ids, 12);
+    const double bound = 1e-5 * largest_of(expected);
+    for (const size_t chunk : {12, 5}) {
+      const std::vector<float> logits = logits_on(*cuda, folder, ids, chunk);
+      ASSERT_EQ(logits.size(), expected.size());
+      for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], expected[i], bound) << "logit " << i;
+    }
+  }
+}
+
+// Against the independent implementation that the CPU is held to, see tests/models/vit_test.cpp, and as close where everything
+// is f32. An image's 16 rows and more meet 16-bit weights, and heads of 64 keys and values, rounded to 11 bits: in these models
+// of two or three layers that may come to four roundings of the largest logit.
+TEST(SimtModel, EveryVariantOfVitMatchesTransformers) {
+  const auto cuda = test::emulated_backend();
+  for (const std::string& name : test::subfolders(kSource / "tests/golden/vit")) {
+    SCOPED_TRACE(name);
+    const auto folder = kSource / "tests/golden/vit" / name;
+    const GoldenTensors golden(folder / "golden.safetensors");
+    const std::vector<float> pixels = golden.floats("pixels"), expected = golden.floats("logits");
+    const Checkpoint checkpoint = Checkpoint::open(folder);
+    const auto model = load_model(checkpoint, *cuda);
+    const nn::ImageFacts& facts = *model->facts().image;
+    const int64_t images = int64_t(expected.size()) / model->facts().vocab;
+    Batch batch;
+    batch.add_images(facts, images);
+    for (int64_t i = 0; i < images; ++i)
+      fill_patches(facts, pixels.data() + i * facts.channels * facts.height * facts.width, batch.image(i));
+    Runner runner(*cuda, *model);
+    const TensorView logits = runner.run(batch);
+    ASSERT_EQ(logits.shape.elements(), int64_t(expected.size()));
+    const bool rounded = model->facts().hidden / model->facts().heads == 64 || name == "vit_f16";
+    const double bound = 2e-4 + (rounded ? 4 * 0x1p-11 * largest_of(expected) : 0);
+    for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(logits.as<float>()[i], expected[i], bound);
+  }
+}
+
+class SimtQuantizedModel : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(, SimtQuantizedModel, testing::Values(2, 3, 4, 8));
+
+// The inputs of all 25 linear layers are rounded to 11 bits here and to 24 on the CPU. A rounding moves one layer's output by
+// some 2^-12 of its size (errors of many columns partly cancel), and layers add up: 25 of them as independent errors come to
+// 5 · 2^-12 of the residual stream's size. The bound is four times that.
+TEST_P(SimtQuantizedModel, DemoModelAgreesWithTheCpu) {
+  const TempFolder folder;
+  test::write_rounded(kSource / "models/demo", folder / "model", GetParam(), 64);
+  const auto cpu = find_backend({.device = "cpu", .threads = 1});
+  const auto cuda = test::emulated_backend();
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 24; ++i) ids.push_back(5 + i * 131 % 4000);
+  const std::vector<float> expected = logits_on(*cpu, folder / "model", ids, ids.size());
+  const std::vector<float> logits = logits_on(*cuda, folder / "model", ids, ids.size());
+  ASSERT_EQ(logits.size(), expected.size());
+  const double bound = 4 * 5 * 0x1p-12 * largest_of(expected);
+  double worst = 0;
+  for (size_t i = 0; i < logits.size(); ++i)
+    worst = std::max(worst, std::abs(double(logits[i]) - expected[i]));
+  EXPECT_LT(worst, bound);
+  // A chunk of another size gives the same bits as long as attention takes single rows.
+  std::vector<float> by_five = logits_on(*cuda, folder / "model", {ids.begin(), ids.begin() + 10}, 5);
+  std::vector<float> by_ten = logits_on(*cuda, folder / "model", {ids.begin(), ids.begin() + 10}, 10);
+  EXPECT_TRUE(test::same_bits(by_five, by_ten));
+}
+
+TEST(SimtBackend, RunningOutOfMemorySaysHowMuchWasNeeded) {
+  const auto backend = test::emulated_backend();
+  simt::set_memory_limit(simt::allocated_bytes() + 1000);
+  const std::string message = test::message_of<RuntimeFailure>([&] { backend->allocate(123456); });
+  simt::set_memory_limit(int64_t(1) << 60);
+  EXPECT_NE(message.find("123456 bytes"), std::string::npos) << message;
+  backend->release(backend->allocate(123456));
+}
+
+TEST(SimtBackend, WhatItCannotDoIsRefusedByName) {
+  const auto backend = test::emulated_backend();
+  const std::string message = test::message_of<Error>([&] { backend->run(SecondMoment{}); });
+  EXPECT_NE(message.find("second moments yet; use --device cpu"), std::string::npos) << message;
+  EXPECT_NE(test::message_of<Error>([&] { test::emulated_backend("int8"); }).find("int8 is for --device cpu"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace ballast

@@ -1,0 +1,101 @@
+// The runtime of kernels/cuda on the emulator: device memory is host memory, the stream is the calling thread.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <vector>
+
+#include "kernels/check.h"
+#include "kernels/cuda/launch.h"
+#include "tests/support/simt/block_emulator.h"
+#include "tests/support/simt/emulated_memory.h"
+
+namespace ballast::cuda {
+
+std::string why_unavailable() {
+  return "";
+}
+
+struct Machine::State {};
+
+Machine::Machine() {
+  // Few multiprocessors: with more, the small layers of tests would have a block of their own for every item.
+  facts_ = {.name = "block emulator",
+            .major = 8,
+            .minor = 0,
+            .multiprocessors = 3,
+            .memory_bytes = int64_t(1) << 34,
+            .cache_bytes = int64_t(1) << 20,
+            .shared_bytes = 163 << 10};
+}
+Machine::~Machine() = default;
+
+void* Machine::allocate(int64_t bytes) {
+  void* pointer = simt::allocate(bytes);
+  if (!pointer) throw RuntimeFailure(str("out of device memory: ", bytes, " bytes were asked for"));
+  return pointer;
+}
+void Machine::release(void* pointer) noexcept {
+  simt::release(pointer);
+}
+void Machine::copy_in(void* to, const void* from, int64_t bytes) {
+  std::memcpy(to, from, size_t(bytes));
+}
+void Machine::copy_out(void* to, const void* from, int64_t bytes) {
+  std::memcpy(to, from, size_t(bytes));
+}
+void Machine::clear(void* to, int64_t bytes) {
+  std::memset(to, 0, size_t(bytes));
+}
+void Machine::wait() {}
+void* Machine::stream() const {
+  return nullptr;
+}
+
+struct Recording::State {
+  std::function<void()> body;
+};
+Recording::Recording(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Recording::Recording(Recording&&) noexcept = default;
+Recording& Recording::operator=(Recording&&) noexcept = default;
+Recording::~Recording() = default;
+
+Recording Machine::record(const std::function<void()>& body) {
+  return Recording(std::make_unique<Recording::State>(Recording::State{body}));
+}
+void Machine::replay(const Recording& recording) {
+  recording.state_->body();
+}
+double Machine::seconds(const std::function<void()>& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Machine::multiply(const HalfProduct& p) {
+  const auto widened = [&](const void* halves, int64_t count) {
+    std::vector<float> values;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint16_t half = static_cast<const uint16_t*>(halves)[i];
+      values.push_back(p.type == DType::f16 ? f16_to_f32(half) : bf16_to_f32(half));
+    }
+    return values;
+  };
+  const std::vector<float> a = widened(p.a, p.rows * p.inner), b = widened(p.b, p.columns * p.inner);
+  for (int64_t row = 0; row < p.rows; ++row)
+    for (int64_t column = 0; column < p.columns; ++column) {
+      double sum = 0;
+      for (int64_t k = 0; k < p.inner; ++k)
+        sum += double(a[size_t(row * p.inner + k)]) * double(b[size_t(column * p.inner + k)]);
+      p.out[row * p.columns + column] = float(sum);
+    }
+}
+
+void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args) {
+  simt::run_blocks({.blocks = int(grid.blocks),
+                    .blocks_y = int(grid.blocks_y),
+                    .threads = threads,
+                    .shared_bytes = grid.shared_bytes},
+                   body, args);
+}
+
+}  // namespace ballast::cuda
