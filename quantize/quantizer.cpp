@@ -159,9 +159,9 @@ void Quantizer::side_by_side(const Body& body) {
 // x_float: the same tokens' input in the float model, or empty.
 void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& x_float) {
-  // Of an image the head reads one row, that of its first token.
-  const std::vector<int32_t> first(size_t(std::max<int64_t>(1, job_.recipe.class_weight) * x.shape[0]), 0);
   const bool all_tokens = x.shape[0] == part.context.batch.tokens();
+  // Of an image the head reads one row, that of its first token.
+  std::vector<int32_t> first(all_tokens ? 0 : size_t(x.shape[0]));
   const TensorView positions =
       all_tokens ? part.context.batch.positions : TensorView(first.data(), DType::i32, {x.shape[0]});
   const auto add_rows = [&](const TensorView& at, const TensorView& here, const TensorView& here_float) {
@@ -174,6 +174,7 @@ void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const
   if (!repeats_class_tokens() || !all_tokens) return;
   Workspace::Scope scope(part.context.workspace);
   const OutputView repeated = class_tokens(part, x);
+  first.resize(size_t(repeated.shape[0]));
   add_rows({first.data(), DType::i32, {repeated.shape[0]}}, repeated,
            x_float ? TensorView(class_tokens(part, x_float)) : TensorView());
 }

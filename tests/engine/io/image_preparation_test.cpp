@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/io/json.h"
+#include "tests/engine/io/image_support.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/golden_tensors.h"
 #include "tests/support/safetensors_bytes.h"
@@ -42,23 +43,13 @@ class Preparation : public testing::Test {
     if (!preprocessor.empty()) folder_.write("preprocessor_config.json", preprocessor);
     return ImagePreparation::read(Checkpoint::open(folder_.path()));
   }
-  // An image whose red is the column and whose green is the row.
-  static Image ramp(int64_t width, int64_t height) {
-    Image image{width, height, std::vector<uint8_t>(size_t(3 * width * height))};
-    for (int64_t y = 0; y < height; ++y)
-      for (int64_t x = 0; x < width; ++x) {
-        image.pixel(x, y)[0] = uint8_t(x);
-        image.pixel(x, y)[1] = uint8_t(y);
-      }
-    return image;
-  }
   TempFolder folder_;
 };
 
 TEST_F(Preparation, CropsAtTheFloorOfHalf) {
   const auto preparation = read(R"({"image_processor_type": "ViTImageProcessor", "do_resize": false,
                                     "do_center_crop": true, "crop_size": {"height": 4, "width": 3}})");
-  const Image out = preparation.prepare(ramp(8, 7));
+  const Image out = preparation.prepare(test::ramp(8, 7));
   EXPECT_EQ(out.width, 3);
   EXPECT_EQ(out.height, 4);
   EXPECT_EQ(out.pixel(0, 0)[0], 2);  // floor((8 − 3) / 2)
@@ -67,7 +58,7 @@ TEST_F(Preparation, CropsAtTheFloorOfHalf) {
 
 TEST_F(Preparation, PadsWithBlackWhatIsTooSmall) {
   const auto preparation = read(R"({"do_resize": false, "do_center_crop": true, "crop_size": 5})");
-  const Image out = preparation.prepare(ramp(2, 9));
+  const Image out = preparation.prepare(test::ramp(2, 9));
   EXPECT_EQ(out.width, 5);
   EXPECT_EQ(out.height, 5);
   EXPECT_EQ(out.pixel(1, 0)[1], 0);
@@ -77,9 +68,9 @@ TEST_F(Preparation, PadsWithBlackWhatIsTooSmall) {
 
 TEST_F(Preparation, ShortestEdgeKeepsTheShape) {
   const auto preparation = read(R"({"size": {"shortest_edge": 10}})");
-  EXPECT_EQ(preparation.prepare(ramp(20, 31)).height, 15);
-  EXPECT_EQ(preparation.prepare(ramp(20, 31)).width, 10);
-  EXPECT_EQ(preparation.prepare(ramp(33, 20)).width, 16);
+  EXPECT_EQ(preparation.prepare(test::ramp(20, 31)).height, 15);
+  EXPECT_EQ(preparation.prepare(test::ramp(20, 31)).width, 10);
+  EXPECT_EQ(preparation.prepare(test::ramp(33, 20)).width, 16);
 }
 
 TEST_F(Preparation, ANumberIsASquareAndDefaultsAreTheProcessors) {
@@ -88,14 +79,14 @@ TEST_F(Preparation, ANumberIsASquareAndDefaultsAreTheProcessors) {
             (std::pair<int64_t, int64_t>(224, 224)));
   const auto deit = read(R"({"feature_extractor_type": "DeiTFeatureExtractor"})");
   EXPECT_EQ(deit.prepared_size(), (std::pair<int64_t, int64_t>(224, 224)));
-  EXPECT_EQ(deit.prepare(ramp(300, 200)).width, 224);
+  EXPECT_EQ(deit.prepare(test::ramp(300, 200)).width, 224);
 }
 
 TEST_F(Preparation, TimmsConfiguration) {
   const std::string config =
       R"({"pretrained_cfg": {"input_size": [3, 20, 20], "interpolation": "bilinear", "crop_pct": 0.9,
           "crop_mode": "center", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}})";
-  const Image out = read("", config).prepare(ramp(22, 22));  // floor(20 / 0.9) is 22: nothing to resize
+  const Image out = read("", config).prepare(test::ramp(22, 22));  // floor(20 / 0.9) is 22: nothing to resize
   EXPECT_EQ(out.width, 20);
   EXPECT_EQ(out.pixel(0, 0)[0], 1);
 }
@@ -104,7 +95,7 @@ TEST_F(Preparation, ValuesAreInPatchOrder) {
   const auto preparation =
       read(R"({"do_resize": false, "image_mean": [0.5, 0.25, 0], "image_std": [0.5, 1, 2]})");
   std::vector<float> patches(3 * 4 * 2);
-  preparation.write_patches(ramp(4, 2), 2, 2, patches);
+  preparation.write_patches(test::ramp(4, 2), 2, 2, patches);
   const auto value = [](double pixel, float mean, float std) { return (float(pixel / 255) - mean) / std; };
   EXPECT_NEAR(patches[1], value(1, 0.5f, 0.5f), 1e-6);       // first patch, red, row 0, column 1
   EXPECT_NEAR(patches[4 + 2], value(1, 0.25f, 1), 1e-6);     // green, row 1

@@ -4,22 +4,13 @@
 
 #include <cmath>
 
+#include "tests/engine/io/image_support.h"
+
 namespace ballast {
 namespace {
 
-// Red tells the column, green the row.
-Image coordinates(int64_t width, int64_t height) {
-  Image image{width, height, std::vector<uint8_t>(size_t(3 * width * height))};
-  for (int64_t y = 0; y < height; ++y)
-    for (int64_t x = 0; x < width; ++x) {
-      image.pixel(x, y)[0] = uint8_t(x);
-      image.pixel(x, y)[1] = uint8_t(y);
-    }
-  return image;
-}
-
 TEST(RandomView, IsAPartOfTheImageMirroredOrNot) {
-  const Image image = coordinates(200, 120);
+  const Image image = test::ramp(200, 120);
   std::mt19937_64 random(7);
   int mirrored = 0;
   double least = 1, most = 0;
@@ -50,7 +41,7 @@ TEST(RandomView, OfASinglePixelAndOfALine) {
   std::mt19937_64 random(1);
   for (const auto& [width, height] : {std::pair<int64_t, int64_t>{1, 1}, {1, 90}, {90, 1}})
     for (int round = 0; round < 50; ++round) {
-      const Image view = random_view(coordinates(width, height), random);
+      const Image view = random_view(test::ramp(width, height), random);
       EXPECT_GE(view.width, 1);
       EXPECT_GE(view.height, 1);
       EXPECT_LE(view.width, width);
@@ -59,7 +50,7 @@ TEST(RandomView, OfASinglePixelAndOfALine) {
 }
 
 TEST(RandomView, DependsOnTheSeedAlone) {
-  const Image image = coordinates(64, 48);
+  const Image image = test::ramp(64, 48);
   std::mt19937_64 first(3), second(3), other(4);
   const Image view = random_view(image, first);
   EXPECT_EQ(view.rgb, random_view(image, second).rgb);

@@ -6,14 +6,14 @@ import time
 import unittest
 from importlib.util import find_spec
 
-from server_support import DEMO, Server
+from server_support import DEMO, ServedTest, Server
 
 GREEDY = {"model": "any", "temperature": 0, "max_tokens": 12}
 TEMPLATE = {"user": "Question: {content}\n", "assistant": "Answer: {content}\n", "answer": "Answer:", "stop": ["\n"]}
 
 
 @unittest.skipUnless(find_spec("openai"), "openai is not installed (pip install openai)")
-class OpenAi(unittest.TestCase):
+class OpenAi(ServedTest):
     @classmethod
     def setUpClass(cls):
         import openai
@@ -22,15 +22,6 @@ class OpenAi(unittest.TestCase):
             json.dump(TEMPLATE, file)
             file.flush()
             cls.server = Server("--slots", 8, "--queue", 60, "--chat-template", file.name, model=DEMO)
-
-    @classmethod
-    def tearDownClass(cls):
-        try:
-            status = cls.server.stop()
-            if status != 0:
-                raise AssertionError(f"exit status {status}: {cls.server.text()}")
-        finally:
-            cls.server.close()
 
     def setUp(self):
         self.client = self.openai.OpenAI(**self.settings())

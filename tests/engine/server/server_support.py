@@ -277,13 +277,8 @@ class Server:
             raise AssertionError(text)
 
 
-class ServerTest(unittest.TestCase):
-    """One server for the tests of a class; each ends with nothing left in it."""
-    arguments = ()
-
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server(*cls.arguments)
+class ServedTest(unittest.TestCase):
+    """Ends with the class's server gone, and gone in peace."""
 
     @classmethod
     def tearDownClass(cls):
@@ -293,6 +288,15 @@ class ServerTest(unittest.TestCase):
                 raise AssertionError(f"exit status {status}: {cls.server.text()}")
         finally:
             cls.server.close()
+
+
+class ServerTest(ServedTest):
+    """One server for the tests of a class; each ends with nothing left in it."""
+    arguments = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.arguments)
 
     def tearDown(self):
         self.server.wait_idle()
