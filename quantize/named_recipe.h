@@ -3,7 +3,7 @@
 //
 //   fast      GPTQ on centred inputs, biases compensated, ranges shrunk
 //   balanced  also a float stream beside the quantized one: targets and biases make up for drift, columns by power
-//   best      then scales and biases of the whole model tuned towards the float model
+//   best      then codes, scales and biases of the whole model tuned towards the float model
 //
 // With images balanced and best lean less on what was seen: a hundred images hold many patches, but only a hundred class
 // tokens. So damping is heavy, the class token counts for many, sweeps settle codes and scales, and best sees more views of
@@ -22,6 +22,7 @@ struct NamedRecipe {
   bool asymmetric = false;
   bool correct_drift = false;
   int tune_epochs = 0;
+  double tune_codes = 0;
   int sweeps = -1;  ///< -1: the method's own
   int64_t class_weight = 1, views = 1;
 };
