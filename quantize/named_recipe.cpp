@@ -21,7 +21,6 @@ NamedRecipe named_recipe(const std::string& name, bool images) {
     recipe.views = 4;
   } else {
     recipe.tune_epochs = 2;
-    recipe.tune_codes = 0.025;
   }
   return recipe;
 }

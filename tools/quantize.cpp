@@ -100,7 +100,6 @@ void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recip
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
   const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position;
   if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
-  if (!given({"--tune-codes"}) && recipe.tune_epochs > 0) recipe.tune_codes = named.tune_codes;
   if (!given({"--sweeps", "--gptaq"}) && named.sweeps >= 0) recipe.options.sweeps = named.sweeps;
   if (!given({"--class-weight"})) recipe.class_weight = named.class_weight;
 }
@@ -509,8 +508,9 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
          "In the end move scales and biases together towards the float model, N passes over the calibration text")
       ->capture_default_str();
   option("--tune-codes", recipe.tune_codes, "X",
-         "With --tune also move codes, by X of a code in a step at first; 0: codes stay. Default: the recipe's, 0.025 with best, "
-         "else 0");
+         "With --tune also move codes, by X of a code in a step at first; 0: codes stay; for more "
+         "calibration text than the default")
+      ->capture_default_str();
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--gptaq", recipe.gptaq, "X",
