@@ -542,7 +542,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
          "Of an image classifier, the token that the answer is read from counts as N. Default: 50 with balanced and best, "
          "else 1");
   option("--views", options->views, "N",
-         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 4 "
+         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 8 "
          "with best, else 1");
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();

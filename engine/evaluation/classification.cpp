@@ -68,6 +68,17 @@ std::vector<ImageReader::Result> ImageReader::read_views(Backend& backend,
       }
     }
   });
+  // Each view but the image as it is gets a part of another one.
+  for (int64_t view = 1; view < views && files.size() > 1; ++view) {
+    const std::span<Result> all = std::span(results).subspan(size_t(view) * files.size(), files.size());
+    const std::vector<Result> unmixed(all.begin(), all.end());
+    std::seed_seq seeds{uint32_t(seed), uint32_t(seed >> 32), uint32_t(view), 1u};
+    std::mt19937_64 random(seeds);
+    for (size_t i = 0; i < all.size(); ++i) {
+      const Result& other = unmixed[(i + 1 + random() % (all.size() - 1)) % all.size()];
+      if (all[i].image.rgb.size() == other.image.rgb.size()) mix_in(other.image, all[i].image, random);
+    }
+  }
   return results;
 }
 

@@ -23,7 +23,8 @@ class ImageReader {
     std::string error;  ///< one line, or empty
   };
   std::vector<Result> read(Backend& backend, std::span<const std::filesystem::path> files) const;
-  /// [views, files]: each file as it is, then in views - 1 random views that depend on `seed` alone.
+  /// [views, files]: each file as it is, then in views - 1 random views, mixed with each other, that depend on `seed`
+  /// and the files alone.
   std::vector<Result> read_views(Backend& backend, std::span<const std::filesystem::path> files,
                                  int64_t views, uint64_t seed) const;
   /// A file's bytes prepared, on the caller's thread; any number of threads at once. Error that starts with `what`.
