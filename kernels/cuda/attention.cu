@@ -1,6 +1,7 @@
 #include "kernels/ops/attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/cuda/attention_rows.h"
@@ -43,17 +44,17 @@ class Plan {
         add_rows(span, first_page, op.mask);
       }
     }
-    append(pages_);
     places_at_ = append(places_);
     rows_at_ = append(rows_);
     tiles_at_ = append(tiles_);
+    pages_at_ = append(pages_);  // last: they alone become more from one decode step to the next
   }
 
   const int32_t* upload(Uploads& uploads) {
     device_ = uploads.on_device(numbers_.data(), int64_t(numbers_.size()));
     return device_;
   }
-  const int32_t* pages() const { return device_; }
+  const int32_t* pages() const { return device_ + pages_at_; }
   const CachePlace* places() const { return reinterpret_cast<const CachePlace*>(device_ + places_at_); }
   const QueryRow* rows() const { return reinterpret_cast<const QueryRow*>(device_ + rows_at_); }
   const QueryTile* tiles() const { return reinterpret_cast<const QueryTile*>(device_ + tiles_at_); }
@@ -87,7 +88,7 @@ class Plan {
   std::vector<CachePlace> places_;
   std::vector<QueryRow> rows_;
   std::vector<QueryTile> tiles_;
-  size_t places_at_ = 0, rows_at_ = 0, tiles_at_ = 0;
+  size_t pages_at_ = 0, places_at_ = 0, rows_at_ = 0, tiles_at_ = 0;
   int32_t most_visible_ = 0;
   const int32_t* device_ = nullptr;
 };
@@ -96,13 +97,14 @@ class Plan {
 
 void CudaBackend::run(const Attention& op) {
   op.check();
-  if (op.probability_grid) refuse("quantized activations");
+  if (op.probability_grid)
+    throw Error("--device cuda cannot round the probabilities of attention yet; use --device cpu");
   forget_input();
   const int64_t head_dim = op.q.shape[1] / op.heads, tokens = op.q.shape[0];
   if (tokens == 0) return;
   if (op.cache) CHECK(op.cache.contiguous(), "attention: cache has gaps");
   Plan plan(op);
-  plan.upload(spans_);
+  plan.upload(uploads_);
   if (op.cache)
     launch<AppendRows>(machine_, {.blocks = tokens},
                        {.places = plan.places(),
@@ -139,7 +141,9 @@ void CudaBackend::run(const Attention& op) {
   attend_tiles(std::integral_constant<int, 80>());
   attend_tiles(std::integral_constant<int, 128>());
   if (plan.row_count() == 0) return;
-  const int64_t blocks = (plan.most_visible() + AttendRows::kPositions - 1) / AttendRows::kPositions;
+  // A power of two, so that the launches of a decode step seldom change; blocks beyond what a row sees have nothing to do.
+  const int64_t blocks = int64_t(
+      std::bit_ceil(uint64_t((plan.most_visible() + AttendRows::kPositions - 1) / AttendRows::kPositions)));
   const int64_t part_bytes = op.heads * blocks * (2 + head_dim) * 4;
   const int64_t at_once =
       std::max<int64_t>(1, std::min(kMostBlocksY / op.heads, kMostPartBytes / part_bytes));

@@ -45,7 +45,7 @@ struct AttendRows {
     const int left = row.visible - first, count = left < kPositions ? left : kPositions;
     float score = -INFINITY;
     if (thread < count) score = dot(args.keys, row, head, first + thread, s_q);
-    const float top = block_max(score, s_partial);
+    const float top = dev::block_max(score, s_partial);
     const float weight = thread < count ? dev::exp(score - top) : 0.0f;
     s_weights.set(thread, weight);
     const float sum = dev::block_sum(weight, s_partial);
@@ -70,15 +70,6 @@ struct AttendRows {
   }
 
  private:
-  static BALLAST_DEVICE float block_max(float value, dev::Shared<float> s_partial) {
-    value = dev::warp_max(value);
-    if (dev::lane() == 0) s_partial.set(dev::warp(), value);
-    dev::sync_block();
-    float top = s_partial.get(0);
-    for (int i = 1; i < kThreads / dev::kWarp; ++i) top = dev::max(top, s_partial.get(i));
-    return top;
-  }
-
   static BALLAST_DEVICE const float* page(const KeySource& keys, const QueryRow& row, int head, int position,
                                           int which) {
     const int64_t number = keys.pages[row.pages + position / kPage];

@@ -1,9 +1,15 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <bit>
 #include <thread>
 
 namespace ballast {
+namespace {
+
+constexpr int kStages = 7;
+
+}  // namespace
 
 namespace cuda {
 
@@ -20,12 +26,33 @@ void* DeviceScratch::bytes(int64_t count, bool zeroed) {
   return data_;
 }
 
+Uploads::Uploads(Machine& machine) : machine_(machine) {
+  for (size_t i = 0; i < kSlots; ++i) slots_.emplace_back(machine);
+  next_ = slots_.begin();
+}
+
+bool Uploads::Slot::holds(const int32_t* host, int64_t count) const {
+  return int64_t(there.size()) == count && std::equal(there.begin(), there.end(), host);
+}
+
 const int32_t* Uploads::on_device(const int32_t* host, int64_t count) {
-  auto* const target = device_.of<int32_t>(std::max<int64_t>(64, count));
-  if (int64_t(there_.size()) != count || !std::equal(there_.begin(), there_.end(), host)) {
-    there_.assign(host, host + count);
-    machine_.copy_in(target, host, 4 * count);
+  if (epoch_ != machine_.queue().epoch()) next_ = slots_.begin();
+  epoch_ = machine_.queue().epoch();
+  for (auto slot = slots_.begin(); slot != next_; ++slot)
+    if (slot->holds(host, count)) return slot->device.of<int32_t>(count);
+  if (next_ == slots_.end()) {
+    machine_.queue().flush();
+    next_ = slots_.begin();
   }
+  // Room to grow: the pages of a sequence become more from step to step.
+  auto* const target =
+      next_->device.of<int32_t>(int64_t(std::bit_ceil(uint64_t(std::max<int64_t>(1024, count)))));
+  if (!next_->holds(host, count)) {
+    next_->there.assign(host, host + count);
+    machine_.copy_ahead(target, host, 4 * count);
+  }
+  ++next_;
+  epoch_ = machine_.queue().epoch();
   return target;
 }
 
@@ -42,9 +69,11 @@ CudaBackend::CudaBackend(int threads, DType half)
       product_(machine_),
       parts_(machine_),
       from_host_(machine_),
-      ids_(machine_),
-      positions_(machine_),
-      spans_(machine_) {}
+      rounded_(machine_),
+      uploads_(machine_) {
+  for (int i = 0; i < kStages; ++i) stages_.emplace_back(machine_);
+  machine_.queue().open(machine_.facts().graphs);
+}
 
 std::string CudaBackend::description() const {
   const cuda::MachineFacts& facts = machine_.facts();
@@ -83,9 +112,9 @@ void CudaBackend::forget_input_under(const OutputView& y) {
     forget_input();
 }
 
-const int32_t* CudaBackend::numbers(const TensorView& view, cuda::Uploads& uploads) {
+const int32_t* CudaBackend::numbers(const TensorView& view) {
   if (view.device == Device::cuda) return view.as<int32_t>();
-  return uploads.on_device(view.as<int32_t>(), view.shape[0]);
+  return uploads_.on_device(view.as<int32_t>(), view.shape[0]);
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {

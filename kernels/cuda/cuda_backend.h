@@ -4,6 +4,8 @@
 // cores (f16, or bf16 with --activations bf16) and sum in f32; everything else computes in f32.
 #pragma once
 
+#include <deque>
+#include <list>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -36,16 +38,26 @@ class DeviceScratch {
 };
 
 /// Numbers that an op gets in host memory, on the device; copied only when they are not there already, as they are in all
-/// layers of a model but the first.
+/// layers of a model but the first. What waits in the queue of launches keeps its numbers; and the numbers of a step lie where
+/// those of the step before lay, when it asked for as many, so that its launches are the same.
 class Uploads {
  public:
-  explicit Uploads(Machine& machine) : machine_(machine), device_(machine) {}
+  explicit Uploads(Machine& machine);
   const int32_t* on_device(const int32_t* host, int64_t count);
 
  private:
+  struct Slot {
+    explicit Slot(Machine& machine) : device(machine) {}
+    DeviceScratch device;
+    std::vector<int32_t> there;
+    bool holds(const int32_t* host, int64_t count) const;
+  };
+  static constexpr size_t kSlots = 8;
+
   Machine& machine_;
-  DeviceScratch device_;
-  std::vector<int32_t> there_;
+  std::list<Slot> slots_;
+  std::list<Slot>::iterator next_;  ///< those before it were asked for in this epoch of the queue
+  int64_t epoch_ = -1;
 };
 
 }  // namespace cuda
@@ -106,13 +118,19 @@ class CudaBackend final : public Backend {
   static constexpr int64_t kDecodeTokens = 1024;
 
  private:
-  [[noreturn]] static void refuse(const char* what);  // not_here.cpp
-
   template <class Encoding>
   cuda::Epilogue epilogue(const Linear<Encoding>& op);
   /// The op on tokens [first, first + count).
   template <class Encoding>
   static Linear<Encoding> part_of(const Linear<Encoding>& op, int64_t first, int64_t count);
+
+  // embedding.cu
+  template <class Encoding, class Table>
+  void look_up(const Embedding<Encoding>& op, Table (*packed)(const Encoding& weight));
+
+  // second_moment.cu
+  template <class Out>
+  void add_moment(const SecondMoment& op, Out* out);
 
   // linear_tokens.h
   template <int Bits, class Meta, class Half, int TokenTiles, class View>
@@ -139,7 +157,7 @@ class CudaBackend final : public Backend {
   void multiply_halves(DType type, const void* weights, const TensorView& x, const cuda::Epilogue& behind);
 
   /// Numbers on the device, wherever the view has them.
-  static const int32_t* numbers(const TensorView& view, cuda::Uploads& uploads);
+  const int32_t* numbers(const TensorView& view);
   /// What prepared_ stands for is about to change.
   void forget_input() { prepared_ = {}; }
   /// The same where the output lies over that input.
@@ -166,8 +184,9 @@ class CudaBackend final : public Backend {
   Prepared prepared_;
   ThreadPool pool_;
   cuda::Machine machine_;
-  cuda::DeviceScratch input_, sums_, partials_, arrived_, decoded_, product_, parts_, from_host_;
-  cuda::Uploads ids_, positions_, spans_;
+  cuda::DeviceScratch input_, sums_, partials_, arrived_, decoded_, product_, parts_, from_host_, rounded_;
+  cuda::Uploads uploads_;
+  std::deque<cuda::DeviceScratch> stages_;  ///< operands of the quantizer's ops, see staged.h
 };
 
 /// Error when there is no device that can be used, with the reason.

@@ -88,6 +88,17 @@ BALLAST_DEVICE float warp_max(float value) {
   return value;
 }
 
+/// Block: the largest of all threads' values. `s_partial` holds a float for every warp.
+BALLAST_DEVICE float block_max(float value, Shared<float> s_partial) {
+  value = warp_max(value);
+  sync_block();
+  if (lane() == 0) s_partial.set(warp(), value);
+  sync_block();
+  float top = s_partial.get(0);
+  for (int i = 1; i < threads() / kWarp; ++i) top = max(top, s_partial.get(i));
+  return top;
+}
+
 /// Block: the sum of all threads' values, the same bits in each. `s_partial` holds a float for every warp.
 BALLAST_DEVICE float block_sum(float value, Shared<float> s_partial) {
   value = warp_sum(value);

@@ -177,8 +177,20 @@ BALLAST_DEVICE uint16_t float_to_half(float value) {
 BALLAST_DEVICE float fma(float a, float b, float c) {
   return fmaf(a, b, c);
 }
+BALLAST_DEVICE float multiply(float a, float b) {
+  return __fmul_rn(a, b);
+}
+BALLAST_DEVICE double fma(double a, double b, double c) {
+  return ::fma(a, b, c);
+}
+BALLAST_DEVICE double sqrt(double value) {
+  return ::sqrt(value);
+}
 BALLAST_DEVICE float max(float a, float b) {
   return fmaxf(a, b);
+}
+BALLAST_DEVICE float min(float a, float b) {
+  return fminf(a, b);
 }
 BALLAST_DEVICE float exp(float value) {
   return expf(value);

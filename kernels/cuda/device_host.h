@@ -144,9 +144,22 @@ inline uint32_t sub_halves_f16(uint32_t a, uint32_t b) {
 inline float fma(float a, float b, float c) {
   return std::fma(a, b, c);
 }
+/// a · b rounded by itself, never joined with an addition.
+inline float multiply(float a, float b) {
+  return a * b;
+}
+inline double fma(double a, double b, double c) {
+  return std::fma(a, b, c);
+}
+inline double sqrt(double value) {
+  return std::sqrt(value);
+}
 /// The other one when one is NaN.
 inline float max(float a, float b) {
   return std::fmax(a, b);
+}
+inline float min(float a, float b) {
+  return std::fmin(a, b);
 }
 inline float exp(float value) {
   return std::exp(value);

@@ -111,12 +111,51 @@ RowTable<StoredF32> decoded_table(const Encoding& weight) {
   return {weight.data.data, weight.in_features};
 }
 
+template <class T>
+const T* part_of(const TensorView& blob, int64_t at) {
+  return reinterpret_cast<const T*>(blob.as<char>() + at);
+}
+
+FragmentTable packed_table(const AffineView& weight) {
+  const FragmentBlob sizes(weight);
+  return {.codes = part_of<uint32_t>(weight.data, 0),
+          .meta = part_of<AffineMeta>(weight.data, sizes.meta_at),
+          .bits = weight.bits,
+          .units = int(sizes.units),
+          .groups = int(sizes.groups),
+          .group_size = int(weight.group_size)};
+}
+
+OutlierTable packed_table(const SparseOutlierView& weight) {
+  const FragmentBlob sizes(weight);
+  return {.codes = part_of<uint32_t>(weight.data, 0),
+          .meta = part_of<RealMeta>(weight.data, sizes.meta_at),
+          .begins = part_of<uint32_t>(weight.data, sizes.begins_at),
+          .outliers = part_of<uint32_t>(weight.data, sizes.outliers_at),
+          .bits = weight.bits,
+          .units = int(sizes.units),
+          .stages = int(sizes.stages),
+          .groups = int(sizes.groups),
+          .group_size = int(weight.group_size)};
+}
+
+template <class Half>
+BinaryTable<Half> packed_table(const ResidualBinaryView& weight) {
+  const FragmentBlob sizes(weight);
+  return {.codes = part_of<uint32_t>(weight.data, 0),
+          .meta = part_of<TableMeta>(weight.data, sizes.meta_at),
+          .salient = part_of<uint32_t>(weight.data, sizes.begins_at),
+          .units = int(sizes.units),
+          .blocks = int(sizes.groups),
+          .block_size = int(weight.block_size)};
+}
+
 }  // namespace
 
 void CudaBackend::run(const Embedding<DenseView>& op) {
   op.check();
   forget_input();
-  const int32_t* ids = numbers(op.ids, ids_);
+  const int32_t* ids = numbers(op.ids);
   const auto look_up = [&]<class Stored>(Stored) {
     embed(machine_, RowTable<Stored>{op.table.data.data, op.table.in_features}, ids, op.accumulate, op.y);
   };
@@ -125,71 +164,31 @@ void CudaBackend::run(const Embedding<DenseView>& op) {
   look_up(StoredBF16());
 }
 
+template <class Encoding, class Table>
+void CudaBackend::look_up(const Embedding<Encoding>& op, Table (*packed)(const Encoding& weight)) {
+  op.check();
+  forget_input();
+  const int32_t* ids = numbers(op.ids);
+  if (form_of(op.table) == WeightForm::rows)
+    return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
+  embed(machine_, packed(op.table), ids, op.accumulate, op.y);
+}
+
 void CudaBackend::run(const Embedding<AffineView>& op) {
-  op.check();
-  forget_input();
-  const int32_t* ids = numbers(op.ids, ids_);
-  if (form_of(op.table) == WeightForm::rows)
-    return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
-  const FragmentBlob sizes(op.table);
-  const char* const blob = op.table.data.as<char>();
-  embed(machine_,
-        FragmentTable{.codes = reinterpret_cast<const uint32_t*>(blob),
-                      .meta = reinterpret_cast<const AffineMeta*>(blob + sizes.meta_at),
-                      .bits = op.table.bits,
-                      .units = int(sizes.units),
-                      .groups = int(sizes.groups),
-                      .group_size = int(op.table.group_size)},
-        ids, op.accumulate, op.y);
+  look_up<AffineView, FragmentTable>(op, packed_table);
 }
-
 void CudaBackend::run(const Embedding<SparseOutlierView>& op) {
-  op.check();
-  forget_input();
-  const int32_t* ids = numbers(op.ids, ids_);
-  if (form_of(op.table) == WeightForm::rows)
-    return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
-  const FragmentBlob sizes(op.table);
-  const char* const blob = op.table.data.as<char>();
-  embed(machine_,
-        OutlierTable{.codes = reinterpret_cast<const uint32_t*>(blob),
-                     .meta = reinterpret_cast<const RealMeta*>(blob + sizes.meta_at),
-                     .begins = reinterpret_cast<const uint32_t*>(blob + sizes.begins_at),
-                     .outliers = reinterpret_cast<const uint32_t*>(blob + sizes.outliers_at),
-                     .bits = op.table.bits,
-                     .units = int(sizes.units),
-                     .stages = int(sizes.stages),
-                     .groups = int(sizes.groups),
-                     .group_size = int(op.table.group_size)},
-        ids, op.accumulate, op.y);
+  look_up<SparseOutlierView, OutlierTable>(op, packed_table);
 }
-
 void CudaBackend::run(const Embedding<ResidualBinaryView>& op) {
-  op.check();
-  forget_input();
-  const int32_t* ids = numbers(op.ids, ids_);
-  if (form_of(op.table) == WeightForm::rows)
-    return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
-  const FragmentBlob sizes(op.table);
-  const char* const blob = op.table.data.as<char>();
-  const auto look_up = [&]<class Half>(Half) {
-    embed(machine_,
-          BinaryTable<Half>{.codes = reinterpret_cast<const uint32_t*>(blob),
-                            .meta = reinterpret_cast<const TableMeta*>(blob + sizes.meta_at),
-                            .salient = reinterpret_cast<const uint32_t*>(blob + sizes.begins_at),
-                            .units = int(sizes.units),
-                            .blocks = int(sizes.groups),
-                            .block_size = int(op.table.block_size)},
-          ids, op.accumulate, op.y);
-  };
-  if (half_ == DType::bf16) return look_up(dev::BF16());
-  look_up(dev::F16());
+  if (half_ == DType::bf16) return look_up(op, packed_table<dev::BF16>);
+  look_up(op, packed_table<dev::F16>);
 }
 
 void CudaBackend::run(const GatherRows& op) {
   op.check();
   forget_input();
-  embed(machine_, RowTable<StoredF32>{op.x.data, op.x.strides[0]}, numbers(op.rows, ids_), false, op.y);
+  embed(machine_, RowTable<StoredF32>{op.x.data, op.x.strides[0]}, numbers(op.rows), false, op.y);
 }
 
 }  // namespace ballast

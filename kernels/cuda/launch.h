@@ -5,15 +5,13 @@
 //   static void run(const Args&)   device code, in terms of device.h
 #pragma once
 
+#include <memory>
+#include <type_traits>
+
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/runtime.h"
 
 namespace ballast::cuda {
-
-struct Grid {
-  int64_t blocks = 1, blocks_y = 1;
-  int64_t shared_bytes = 0;
-};
 
 #if defined(__CUDACC__)
 
@@ -24,7 +22,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
 }
 
 template <class Kernel>
-void launch(Machine& machine, const Grid& grid, const typename Kernel::Args& args) {
+void issue_launch(Machine& machine, const Grid& grid, const void* args) {
   // More than 48 KB must be asked for, once for each kernel.
   static int64_t granted = 48 << 10;
   if (grid.shared_bytes > granted) {
@@ -36,7 +34,7 @@ void launch(Machine& machine, const Grid& grid, const typename Kernel::Args& arg
   const dim3 blocks(unsigned(grid.blocks), unsigned(grid.blocks_y));
   kernel_entry<Kernel>
       <<<blocks, Kernel::kThreads, size_t(grid.shared_bytes), static_cast<cudaStream_t>(machine.stream())>>>(
-          args);
+          *static_cast<const typename Kernel::Args*>(args));
   check_call(cudaGetLastError(), "a kernel launch");
 }
 
@@ -46,12 +44,26 @@ void launch(Machine& machine, const Grid& grid, const typename Kernel::Args& arg
 void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args);
 
 template <class Kernel>
-void launch(Machine&, const Grid& grid, const typename Kernel::Args& args) {
+void issue_launch(Machine&, const Grid& grid, const void* args) {
   launch_blocks(
       grid, Kernel::kThreads,
-      [](const void* erased) { Kernel::run(*static_cast<const typename Kernel::Args*>(erased)); }, &args);
+      [](const void* erased) { Kernel::run(*static_cast<const typename Kernel::Args*>(erased)); }, args);
 }
 
 #endif
+
+/// At once or a little later, but in order with everything else that goes through `machine`.
+template <class Kernel>
+void launch(Machine& machine, const Grid& grid, typename Kernel::Args args) {
+  using Args = typename Kernel::Args;
+  static_assert(std::is_trivially_copyable_v<Args> && alignof(Args) <= 16);
+  if (!machine.queue().open()) return issue_launch<Kernel>(machine, grid, &args);
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_clear_padding)
+  __builtin_clear_padding(std::addressof(args));  // launches are compared byte by byte
+#endif
+#endif
+  machine.queue().add(issue_launch<Kernel>, grid, &args, sizeof args);
+}
 
 }  // namespace ballast::cuda

@@ -10,7 +10,7 @@ cuda::Epilogue CudaBackend::epilogue(const Linear<Encoding>& op) {
   const auto or_null = [](const TensorView& view) { return view ? view.as<float>() : nullptr; };
   return {.bias = or_null(op.bias),
           .position_bias = or_null(op.position_bias),
-          .positions = op.position_bias ? numbers(op.positions, positions_) : nullptr,
+          .positions = op.position_bias ? numbers(op.positions) : nullptr,
           .position_rows = op.position_bias ? op.position_bias.shape[0] : 0,
           .position_stride = op.position_bias ? op.position_bias.strides[0] : 0,
           .activation = int(op.activation),
@@ -24,8 +24,15 @@ cuda::Epilogue CudaBackend::epilogue(const Linear<Encoding>& op) {
 
 template <class Encoding>
 Linear<Encoding> CudaBackend::with_input(const Linear<Encoding>& op) {
-  if (op.grid) refuse("quantized activations");
   Linear<Encoding> same = op;
+  if (op.grid && op.x.shape.elements() > 0) {
+    // The values that the codes stand for.
+    const OutputView rounded(rounded_.of<float>(op.x.shape.elements()), DType::f32, op.x.shape, Device::cuda);
+    run(RoundActivations{.x = op.x, .grid = *op.grid, .y = rounded});
+    same.x = rounded;
+    same.grid.reset();
+    return same;
+  }
   if (op.x.device == Device::cuda || op.x.shape[0] == 0) return same;
   const int64_t floats = (op.x.shape[0] - 1) * op.x.strides[0] + op.x.shape[1];
   same.x.data = from_host_.of<float>(floats);

@@ -88,13 +88,15 @@ Machine::Machine() : state_(std::make_unique<State>()) {
             .multiprocessors = facts.multiProcessorCount,
             .memory_bytes = int64_t(facts.totalGlobalMem),
             .cache_bytes = int64_t(facts.l2CacheSize),
-            .shared_bytes = int64_t(facts.sharedMemPerBlockOptin)};
+            .shared_bytes = int64_t(facts.sharedMemPerBlockOptin),
+            .graphs = true};
   check_call(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking), "cudaStreamCreate");
   check_call(cudaMallocHost(&state_->staging, size_t(kStagingBytes)), "cudaMallocHost");
   check_product(cublasLtCreate(&state_->product), "cublasLtCreate");
 }
 
 Machine::~Machine() {
+  queue_.flush_quietly();
   cudaStreamSynchronize(state_->stream);
 }
 
@@ -114,10 +116,16 @@ void* Machine::allocate(int64_t bytes) {
 }
 
 void Machine::release(void* pointer) noexcept {
+  queue_.flush_quietly();
   cudaFree(pointer);
 }
 
 void Machine::copy_in(void* to, const void* from, int64_t bytes) {
+  queue_.flush();
+  copy_ahead(to, from, bytes);
+}
+
+void Machine::copy_ahead(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const auto copy = [&](const void* source) {
     check_call(cudaMemcpyAsync(to, source, size_t(bytes), cudaMemcpyDefault, state_->stream),
@@ -141,16 +149,19 @@ void Machine::copy_in(void* to, const void* from, int64_t bytes) {
 }
 
 void Machine::copy_out(void* to, const void* from, int64_t bytes) {
+  queue_.flush();
   check_call(cudaMemcpyAsync(to, from, size_t(bytes), cudaMemcpyDefault, state_->stream),
              "a copy from the device");
   wait();
 }
 
 void Machine::clear(void* to, int64_t bytes) {
+  queue_.flush();
   check_call(cudaMemsetAsync(to, 0, size_t(bytes), state_->stream), "cudaMemset");
 }
 
 void Machine::wait() {
+  queue_.flush();
   check_call(cudaStreamSynchronize(state_->stream), "work on the device");
 }
 
@@ -176,6 +187,7 @@ Recording& Recording::operator=(Recording&&) noexcept = default;
 Recording::~Recording() = default;
 
 Recording Machine::record(const std::function<void()>& body) {
+  const QueueShut shut(queue_);
   auto made = std::make_unique<Recording::State>();
   check_call(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeThreadLocal),
              "cudaStreamBeginCapture");
@@ -191,6 +203,7 @@ Recording Machine::record(const std::function<void()>& body) {
 }
 
 void Machine::replay(const Recording& recording) {
+  queue_.flush();
   check_call(cudaGraphLaunch(recording.state_->runnable, state_->stream), "cudaGraphLaunch");
 }
 
@@ -200,8 +213,10 @@ double Machine::seconds(const std::function<void()>& body) {
     Event() { check_call(cudaEventCreate(&event), "cudaEventCreate"); }
     ~Event() { cudaEventDestroy(event); }
   } begin, end;
+  queue_.flush();
   check_call(cudaEventRecord(begin.event, state_->stream), "cudaEventRecord");
   body();
+  queue_.flush();
   check_call(cudaEventRecord(end.event, state_->stream), "cudaEventRecord");
   wait();
   float milliseconds = 0;
@@ -250,6 +265,7 @@ struct Descriptors {
 }  // namespace
 
 void Machine::multiply(const HalfProduct& p) {
+  queue_.flush();
   CHECK(p.inner % 8 == 0 && p.rows > 0 && p.columns > 0);
   if (!state_->workspace) state_->workspace = allocate(int64_t(kProductWorkspace));
   const Descriptors of(p);

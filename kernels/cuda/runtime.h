@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/cuda/launch_queue.h"
 #include "kernels/dtype.h"
 
 namespace ballast::cuda {
@@ -18,6 +19,7 @@ struct MachineFacts {
   int64_t memory_bytes = 0;
   int64_t cache_bytes = 0;
   int64_t shared_bytes = 0;  ///< that a block may ask for
+  bool graphs = false;       ///< launches are to wait for each other and go as graphs
 };
 
 /// Why no device can be used, in a few words; empty when one can. Never throws, also without a driver.
@@ -61,7 +63,9 @@ class Machine {
   void release(void* pointer) noexcept;
 
   // All in the order of the stream. `to` and `from` may be on either side.
-  void copy_in(void* to, const void* from, int64_t bytes);   ///< `from` may change when this returns
+  void copy_in(void* to, const void* from, int64_t bytes);  ///< `from` may change when this returns
+  /// The same ahead of launches in the queue, none of which may use `to`.
+  void copy_ahead(void* to, const void* from, int64_t bytes);
   void copy_out(void* to, const void* from, int64_t bytes);  ///< has arrived when this returns
   void clear(void* to, int64_t bytes);                       ///< zeros
   void multiply(const HalfProduct& product);
@@ -69,18 +73,20 @@ class Machine {
   void wait();
 
   /// What `body` puts on the stream, without doing it. It must neither allocate nor wait, nor copy from memory that will not
-  /// be there at a replay: run it once before.
+  /// be there at a replay: run it once before. Its launches do not go through the queue.
   Recording record(const std::function<void()>& body);
   void replay(const Recording& recording);
   /// Seconds between two events on the stream around what `body` puts there.
   double seconds(const std::function<void()>& body);
 
   void* stream() const;  ///< cudaStream_t
+  LaunchQueue& queue() { return queue_; }
 
  private:
   struct State;
   MachineFacts facts_;
   std::unique_ptr<State> state_;
+  LaunchQueue queue_{*this};
 };
 
 #if defined(__CUDACC__)

@@ -119,6 +119,27 @@ TEST_P(SimtLinear, EveryCodeMeetsItsColumn) {
   }
 }
 
+// Zero points, and the offsets that 2-bit codes keep, are taken back as multiples of Σx. Were it that of x before its rounding,
+// an offset of 64 would make 64 times the rounding's error of it, less than the bound of a long sum allows. So: few columns at
+// a time, and nothing but the errors of f32 sums.
+TEST_P(SimtLinear, SumsOfXAreOfItsRoundedValues) {
+  Random random(11);
+  const auto backend = emulated_backend(activations());
+  const AffineMatrix matrix = test::random_affine(random, bits(), 32, 256, 64);
+  const auto weight = test::packed(*backend, matrix);
+  constexpr int64_t kTokens = 64, kColumns = 4;  // that each token has
+  std::vector<float> x(kTokens * 256), rounded;
+  for (int64_t token = 0; token < kTokens; ++token)
+    for (int64_t i = 0; i < kColumns; ++i)
+      x[size_t(token * 256 + token * kColumns + i)] = random.uniform(-3, 3);
+  for (const float value : x)
+    rounded.push_back(activations() == "bf16" ? bf16_to_f32(f32_to_bf16(value))
+                                              : f16_to_f32(f32_to_f16(value)));
+  ASSERT_TRUE(
+      within_bounds(run(*backend, x, weight.view, {}, kTokens),
+                    reference(test::decoded(matrix), rounded, {}, kTokens, fragments_bound(matrix, 0.0))));
+}
+
 TEST(SimtLinearRows, DenseWeightsOfAnyShape) {
   const auto backend = emulated_backend();
   uint64_t seed = 1;

@@ -107,6 +107,77 @@ TEST_P(SimtQuantizedModel, DemoModelAgreesWithTheCpu) {
   EXPECT_TRUE(test::same_bits(by_five, by_ten));
 }
 
+// Greedy text of two sequences that begin together, one step at a time.
+std::vector<float> decoded_logits(Backend& backend, const std::filesystem::path& folder, int steps) {
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  const auto model = load_model(checkpoint, backend);
+  const nn::ModelFacts& facts = model->facts();
+  KvCache cache(backend, facts, facts.layers, 256);
+  Runner runner(backend, *model, cache);
+  std::vector<PageTable> pages(2);
+  std::vector<std::vector<int32_t>> next{{5, 17, 30}, {9, 4, 21, 33}};
+  std::vector<int64_t> lengths{0, 0};
+  std::vector<float> all, row(size_t(2 * facts.vocab));
+  for (int step = 0; step < steps; ++step) {
+    Batch batch;
+    for (size_t i = 0; i < 2; ++i) {
+      EXPECT_TRUE(cache.reserve(pages[i], lengths[i] + int64_t(next[i].size())));
+      batch.add(next[i], lengths[i], pages[i]);
+      batch.want_logits();
+      lengths[i] += int64_t(next[i].size());
+    }
+    const TensorView logits = runner.run(batch);
+    EXPECT_EQ(logits.bytes(), int64_t(row.size() * sizeof(float)));
+    backend.copy_to_host(row.data(), logits.data, logits.bytes());
+    all.insert(all.end(), row.begin(), row.end());
+    for (size_t i = 0; i < 2; ++i) {
+      const auto begin = row.begin() + int64_t(i) * facts.vocab;
+      next[i] = {int32_t(std::max_element(begin, begin + facts.vocab) - begin)};
+    }
+  }
+  return all;
+}
+
+// Pages are added on the way.
+TEST(SimtGraphs, StepsThatAreReplayedGiveTheSameBits) {
+  const auto folder = kSource / "tests/golden/opt/plain";
+  constexpr int kSteps = 16;
+  const auto plain = test::emulated_backend(), graphs = test::emulated_backend();
+  const std::vector<float> expected = decoded_logits(*plain, folder, kSteps);
+  cuda::LaunchQueue& queue = static_cast<CudaBackend&>(*graphs).machine().queue();
+  queue.open(true);
+  const std::vector<float> logits = decoded_logits(*graphs, folder, kSteps);
+  EXPECT_TRUE(test::same_bits(logits, expected));
+  // All steps but the prompt's, and the first one before and after scratch memory has grown.
+  EXPECT_GE(queue.replays(), kSteps - 6);
+}
+
+// The third time is a replay; other memory or another size is not.
+TEST(SimtGraphs, LaunchesThatDifferAreNotReplayed) {
+  const auto backend = test::emulated_backend();
+  cuda::LaunchQueue& queue = static_cast<CudaBackend&>(*backend).machine().queue();
+  queue.open(true);
+  constexpr int64_t kWidth = 32;
+  Tensor x(*backend, DType::f32, {4, kWidth}), y(*backend, DType::f32, {4, kWidth});
+  std::vector<float> values(4 * kWidth);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = float(i % 7);
+  backend->copy_to_device(x.view().as<float>(), values.data(), x.bytes());
+  const auto normalize = [&](const OutputView& to, int times) {
+    for (int i = 0; i < times; ++i) backend->run(LayerNorm{.x = x.view().rows(0, to.shape[0]), .y = to});
+    backend->copy_to_host(values.data(), to.data, 4);
+  };
+  const OutputView whole = y.view(), part = y.view().rows(1, 3);
+  for (const int times : {10, 10, 10}) normalize(whole, times);
+  EXPECT_EQ(queue.replays(), 2);
+  normalize(part, 10);
+  normalize(whole, 9);
+  EXPECT_EQ(queue.replays(), 2);
+  normalize(whole, 10);
+  EXPECT_EQ(queue.replays(), 3);
+  for (int i = 0; i < 3; ++i) normalize(whole, 2);
+  EXPECT_EQ(queue.replays(), 3) << "too short to be worth a graph";
+}
+
 TEST(SimtBackend, RunningOutOfMemorySaysHowMuchWasNeeded) {
   const auto backend = test::emulated_backend();
   simt::set_memory_limit(simt::allocated_bytes() + 1000);
@@ -118,8 +189,20 @@ TEST(SimtBackend, RunningOutOfMemorySaysHowMuchWasNeeded) {
 
 TEST(SimtBackend, WhatItCannotDoIsRefusedByName) {
   const auto backend = test::emulated_backend();
-  const std::string message = test::message_of<Error>([&] { backend->run(SecondMoment{}); });
-  EXPECT_NE(message.find("second moments yet; use --device cpu"), std::string::npos) << message;
+  const float x = 1;
+  float out = 0;
+  const TensorView one(&x, DType::f32, {1, 1});
+  const AttentionSpan span{.rows = 1};
+  const std::string message = test::message_of<Error>([&] {
+    backend->run(Attention{.q = one,
+                           .k = one,
+                           .v = one,
+                           .spans = {&span, 1},
+                           .heads = 1,
+                           .probability_grid = ActivationGrid{},
+                           .out = OutputView(&out, DType::f32, {1, 1})});
+  });
+  EXPECT_NE(message.find("probabilities of attention yet; use --device cpu"), std::string::npos) << message;
   EXPECT_NE(test::message_of<Error>([&] { test::emulated_backend("int8"); }).find("int8 is for --device cpu"),
             std::string::npos);
 }

@@ -25,8 +25,8 @@ inline double half_rounding(const std::string& activations) {
 /// normal f16. The sums of a chunk of at most 128 columns are eight steps of f32, each of which a tensor core may round a
 /// few times, on sizes that count the code, its offset (at most 128, at 2 bits) and the zero point; then come a few roundings
 /// for each chunk and each piece of stream-K.
-inline SumBound fragments_bound(const AffineMatrix& matrix, const std::string& activations = "f32") {
-  const double rounding = half_rounding(activations);
+/// `rounding`: largest relative error of x; 0 where the reference takes the rounded x, too.
+inline SumBound fragments_bound(const AffineMatrix& matrix, double rounding) {
   return [&matrix, rounding](const float* x, const float* w, int64_t in_features, int64_t row) {
     double of_x = 0, sizes = 0;
     const double offset = matrix.bits == 2 ? 128 : 0;
@@ -41,6 +41,10 @@ inline SumBound fragments_bound(const AffineMatrix& matrix, const std::string& a
     const double chunks = double(in_features) / double(std::min<int64_t>(matrix.group_size, 128));
     return of_x + (4 * 8 + 2 * chunks + 8) * kRound32 * (sizes + of_x);
   };
+}
+
+inline SumBound fragments_bound(const AffineMatrix& matrix, const std::string& activations = "f32") {
+  return fragments_bound(matrix, half_rounding(activations));
 }
 
 /// The same with real zero points, and outliers: code 0 lies under them, and each adds value + scale · zero point in steps

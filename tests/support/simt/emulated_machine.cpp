@@ -27,7 +27,9 @@ Machine::Machine() {
             .cache_bytes = int64_t(1) << 20,
             .shared_bytes = 163 << 10};
 }
-Machine::~Machine() = default;
+Machine::~Machine() {
+  queue_.flush_quietly();
+}
 
 void* Machine::allocate(int64_t bytes) {
   void* pointer = simt::allocate(bytes);
@@ -35,18 +37,27 @@ void* Machine::allocate(int64_t bytes) {
   return pointer;
 }
 void Machine::release(void* pointer) noexcept {
+  queue_.flush_quietly();
   simt::release(pointer);
 }
 void Machine::copy_in(void* to, const void* from, int64_t bytes) {
+  queue_.flush();
+  copy_ahead(to, from, bytes);
+}
+void Machine::copy_ahead(void* to, const void* from, int64_t bytes) {
   std::memcpy(to, from, size_t(bytes));
 }
 void Machine::copy_out(void* to, const void* from, int64_t bytes) {
+  queue_.flush();
   std::memcpy(to, from, size_t(bytes));
 }
 void Machine::clear(void* to, int64_t bytes) {
+  queue_.flush();
   std::memset(to, 0, size_t(bytes));
 }
-void Machine::wait() {}
+void Machine::wait() {
+  queue_.flush();
+}
 void* Machine::stream() const {
   return nullptr;
 }
@@ -59,19 +70,24 @@ Recording::Recording(Recording&&) noexcept = default;
 Recording& Recording::operator=(Recording&&) noexcept = default;
 Recording::~Recording() = default;
 
+// As on a device, a recording does what its launches were told when it was made.
 Recording Machine::record(const std::function<void()>& body) {
+  queue_.flush();
   return Recording(std::make_unique<Recording::State>(Recording::State{body}));
 }
 void Machine::replay(const Recording& recording) {
+  const QueueShut shut(queue_);
   recording.state_->body();
 }
 double Machine::seconds(const std::function<void()>& body) {
   const auto start = std::chrono::steady_clock::now();
   body();
+  queue_.flush();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 void Machine::multiply(const HalfProduct& p) {
+  queue_.flush();
   const auto widened = [&](const void* halves, int64_t count) {
     std::vector<float> values;
     for (int64_t i = 0; i < count; ++i) {
