@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/encodings/quantized_matrix.h"
 #include "kernels/ops/attention.h"
@@ -74,6 +75,10 @@ class Backend {
   virtual void run(const LayerNormBackward& op) = 0;
   virtual void run(const AttentionBackward& op) = 0;
   virtual void run(const CrossEntropyBackward& op) = 0;
+
+  /// As many backends of one thread as this one has threads, for independent work side by side inside parallel_for: they
+  /// compute the same bits on what this one allocated and packed. Empty where a batch is better split op by op.
+  virtual std::vector<std::unique_ptr<Backend>> lanes() const { return {}; }
 
   /// Calls body(begin, end) on parts of [0, count), in parallel on the host; used by solvers whose rows are
   /// independent.

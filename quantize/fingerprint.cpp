@@ -41,7 +41,7 @@ std::string plain(const std::string& value) {
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   const auto& [method, grid, overrides, target_bits, layer_bits, head_bits, activation_bits, fold_ranges, logarithms,
                curvature, curvature_groups, damping, act_order,
-               static_groups, options, class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs,
+               static_groups, options, class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs, tune_codes,
                correct_drift] = recipe;
   const auto& [sweeps, greedy_order, anneal, refit_scales, unbiased_scales, per_layer, outlier_threshold,
                stat_bits, block_size] = options;
@@ -77,6 +77,7 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   fingerprint["--one-pass"] = text_of(one_pass);
   fingerprint["--compensate"] = name_of(compensation);
   fingerprint["--tune"] = text_of(int64_t(tune_epochs));
+  fingerprint["--tune-codes"] = text_of(tune_codes);
   fingerprint["--asymmetric"] = text_of(asymmetric);
   fingerprint["--gptaq"] = text_of(gptaq);
   fingerprint["--correct-drift"] = text_of(correct_drift);

@@ -18,7 +18,7 @@ NamedRecipe named_recipe(const std::string& name, bool images) {
   if (name == "balanced") return recipe;
   if (name != "best") throw Error("--recipe is \"" + name + "\", expected fast, balanced or best");
   if (images) {
-    recipe.views = 4;
+    recipe.views = 8;
   } else {
     recipe.tune_epochs = 2;
   }

@@ -117,13 +117,14 @@ QuantizeReport Quantizer::run() {
     reference_.reset();
     gradients_.reset();
     const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_, chooser_ ? &*chooser_ : nullptr,
-                                     {.epochs = job_.recipe.tune_epochs}, [&](int64_t done, int64_t all) {
+                                     {.epochs = job_.recipe.tune_epochs, .code_rate = job_.recipe.tune_codes}, [&](int64_t done, int64_t all) {
                                        QuantizeProgress at = progress_;
                                        at.module = str("tuning, step ", done, " of ", all);
                                        job_.progress(at);
                                      });
     report_.tuning_before = result.before;
     report_.tuning_after = result.after;
+    report_.tuning_codes_moved = result.codes_moved;
     for (LayerRecord& record : untuned_) {
       record.bias = output_.stored(record.report.name, std::move(record.bias));
       write(record, true);

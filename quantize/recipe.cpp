@@ -116,6 +116,9 @@ void Recipe::check() const {
     throw Error(str("--curvature-groups is ", curvature_groups, ", expected 1 or more"));
   if (tune_epochs < 0 || tune_epochs > 1000)
     throw Error(str("--tune is ", tune_epochs, ", expected 0 to 1000"));
+  if (!(tune_codes >= 0 && tune_codes <= 1))
+    throw Error(str("--tune-codes is ", tune_codes, ", expected 0 (codes stay) to 1"));
+  if (tune_codes > 0 && tune_epochs == 0) throw Error("--tune-codes makes no sense without --tune N: codes move in its passes");
   if (tune_epochs > 0 && !solver.has_uniform_grid)
     throw Error(str("--tune makes no sense with --method ", method, ": only a uniform grid's scales are moved"));
   if (tune_epochs > 0 && (compensation == Compensation::none || compensation == Compensation::position))

@@ -107,6 +107,7 @@ struct Recipe {
   bool asymmetric = false;     ///< codes approximate W' = W + W·(G − H)·(H + λI)⁻¹, see target.h
   double gptaq = 0;            ///< α of GPTAQ's drift feedback, see gptaq.h; 0: none
   int tune_epochs = 0;         ///< after all layers, see tuning.h
+  double tune_codes = 0;       ///< rate at which tuning moves codes, in codes a step; 0: they stay
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
   /// Whether a float stream runs beside the quantized one, and whether their inputs are correlated.

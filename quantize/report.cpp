@@ -51,6 +51,8 @@ nlohmann::json QuantizeReport::json() const {
           {"gptaq", recipe.gptaq},
           {"range_shrink", recipe.grid.range_shrink},
           {"tune_epochs", recipe.tune_epochs},
+          {"tune_codes", recipe.tune_codes},
+          {"tuning_codes_moved", tuning_codes_moved},
           {"tuning_kl_before", tuning_before},
           {"tuning_kl_after", tuning_after},
           {"bits_per_weight", bits_per_weight()},

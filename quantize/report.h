@@ -34,6 +34,7 @@ struct QuantizeReport {
   std::vector<std::string> kept_float;  ///< modules that an override left in float
   double tuning_before = 0;  ///< mean KL per token in nats as tuning began and ended; 0 without tuning
   double tuning_after = 0;
+  double tuning_codes_moved = 0;
   double seconds = 0;
   int64_t peak_memory_bytes = 0;
   uint64_t output_bytes = 0;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "engine/nn/backward.h"
 #include "quantize/calibration.h"
@@ -15,25 +16,33 @@ class Adam {
  public:
   explicit Adam(size_t size) : first_(size), second_(size) {}
 
-  /// value[i] −= rate · m̂ / (√v̂ + ε)
+  /// Before the step number `t`, from 1.
+  void begin(int64_t t) {
+    rest1_ = 1 - std::pow(kFirst, double(t));
+    rest2_ = 1 - std::pow(kSecond, double(t));
+  }
+  /// m̂ / (√v̂ + ε) of one parameter: what it loses, times the rate.
+  double direction(size_t i, double gradient) {
+    first_[i] = float(kFirst * first_[i] + (1 - kFirst) * gradient);
+    second_[i] = float(kSecond * second_[i] + (1 - kSecond) * gradient * gradient);
+    return first_[i] / rest1_ / (std::sqrt(second_[i] / rest2_) + kEpsilon);
+  }
   void step(std::vector<float>& values, const std::vector<double>& gradient, double rate, int64_t t) {
-    constexpr double kFirst = 0.9, kSecond = 0.99, kEpsilon = 1e-12;
-    const double c1 = 1 - std::pow(kFirst, double(t)), c2 = 1 - std::pow(kSecond, double(t));
-    for (size_t i = 0; i < values.size(); ++i) {
-      first_[i] = kFirst * first_[i] + (1 - kFirst) * gradient[i];
-      second_[i] = kSecond * second_[i] + (1 - kSecond) * gradient[i] * gradient[i];
-      values[i] -= float(rate * (first_[i] / c1) / (std::sqrt(second_[i] / c2) + kEpsilon));
-    }
+    begin(t);
+    for (size_t i = 0; i < values.size(); ++i) values[i] -= float(rate * direction(i, gradient[i]));
   }
 
  private:
-  std::vector<double> first_, second_;
+  static constexpr double kFirst = 0.9, kSecond = 0.99, kEpsilon = 1e-12;
+  std::vector<float> first_, second_;
+  double rest1_ = 1, rest2_ = 1;
 };
 
-/// What is learned of one layer: factors on its scales, and an addition to its bias in units of its outputs' spread.
+/// What is learned of one layer: factors on its scales, an addition to its bias in units of its outputs' spread, and where
+/// `with_codes` the level of each code.
 class TunedLayer {
  public:
-  TunedLayer(Backend& backend, nn::Linear& layer, LayerRecord& record)
+  TunedLayer(Backend& backend, nn::Linear& layer, LayerRecord& record, bool with_codes)
       : backend_(backend),
         layer_(layer),
         record_(record),
@@ -42,6 +51,9 @@ class TunedLayer {
         shift_(size_t(matrix_.out_features)),
         scale_steps_(factors_.size()),
         bias_steps_(shift_.size()),
+        levels_(with_codes ? std::vector<float>(matrix_.codes.begin(), matrix_.codes.end())
+                           : std::vector<float>()),
+        level_steps_(levels_.size()),
         bias_(record.bias),
         decoded_(matrix_.codes.size()) {
     bias_.resize(shift_.size());
@@ -68,18 +80,22 @@ class TunedLayer {
       for (int64_t row = begin; row < end; ++row) {
         for (int64_t column = 0; column < in; ++column) {
           const int64_t at = row * groups + column / matrix_.group_size;
-          scale_gradient_[size_t(at)] += weight_gradient_[size_t(row * in + column)] * double(decoded_[size_t(row * in + column)]);
+          scale_gradient_[size_t(at)] +=
+              weight_gradient_[size_t(row * in + column)] * double(decoded_[size_t(row * in + column)]);
         }
-        for (int64_t t = 0; t < dz.shape[0]; ++t) bias_gradient_[size_t(row)] += double(dz.row(t)[row]) * spread_;
+        for (int64_t t = 0; t < dz.shape[0]; ++t)
+          bias_gradient_[size_t(row)] += double(dz.row(t)[row]) * spread_;
       }
     });
     seen_ = true;
   }
 
-  void step(double scale_rate, double bias_rate, int64_t t) {
+  /// `left`: share of the rates that is left.
+  void step(const TuningOptions& rates, double left, int64_t t) {
     if (!seen_) return;
-    scale_steps_.step(factors_, scale_gradient_, scale_rate, t);
-    bias_steps_.step(shift_, bias_gradient_, bias_rate, t);
+    if (!levels_.empty()) step_levels(rates.code_rate * left, t);
+    scale_steps_.step(factors_, scale_gradient_, rates.scale_rate * left, t);
+    bias_steps_.step(shift_, bias_gradient_, rates.bias_rate * left, t);
     install();
   }
 
@@ -99,25 +115,59 @@ class TunedLayer {
     layer_.bias = Tensor::from_floats(backend_, bias, {out});
   }
 
-  void keep() {
+  /// Puts what was learned into the record. How many codes have changed.
+  int64_t keep() {
+    int64_t moved = 0;
+    for (size_t i = 0; i < levels_.size(); ++i) {
+      const uint8_t code = code_of(levels_[i]);
+      moved += std::exchange(matrix_.codes[i], code) != code;
+    }
     for (size_t i = 0; i < factors_.size(); ++i) {
       const float scale = f16_to_f32(matrix_.scales[i]) * std::max(factors_[i], 0.0f);
       matrix_.scales[i] = f32_to_f16(std::clamp(scale, 0x1p-14f, 65504.0f));
     }
     for (size_t i = 0; i < bias_.size(); ++i) bias_[i] += shift_[i] * float(spread_);
     if (!record_.bias.empty()) record_.bias = bias_;
+    return moved;
   }
 
+  int64_t codes() const { return int64_t(matrix_.codes.size()); }
+
  private:
+  uint8_t code_of(float level) const { return uint8_t(std::lround(level)); }
+
+  void step_levels(double rate, int64_t t) {
+    const int64_t in = matrix_.in_features;
+    const float low = -0.49f,
+                high = float(matrix_.max_code()) + 0.49f;  // what rounds to the first and the last code
+    level_steps_.begin(t);
+    backend_.parallel_for(matrix_.out_features, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t column = 0; column < in; ++column) {
+          const size_t at = size_t(row * in + column);
+          const int64_t group = column / matrix_.group_size;
+          const float scale = matrix_.scale(row, group);
+          const double factor = factors_[size_t(row * matrix_.groups() + group)];
+          const double change =
+              rate * level_steps_.direction(at, weight_gradient_[at] * double(scale) * factor);
+          levels_[at] = std::clamp(levels_[at] - float(change), low, high);
+          decoded_[at] = scale * float(int(code_of(levels_[at])) -
+                                       int(matrix_.zero_points[size_t(row * matrix_.groups() + group)]));
+        }
+    });
+  }
+
   // √ of the mean over rows of Σ_j W² E[x_j²]: the outputs' spread were the inputs independent.
   void measure_spread(const TensorView& x) {
     const int64_t tokens = x.shape[0], in = matrix_.in_features;
     std::vector<double> power(size_t(in), 0.0);
     for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t i = 0; i < in; ++i) power[size_t(i)] += double(x.row(t)[i]) * double(x.row(t)[i]) / double(tokens);
+      for (int64_t i = 0; i < in; ++i)
+        power[size_t(i)] += double(x.row(t)[i]) * double(x.row(t)[i]) / double(tokens);
     double sum = 0;
     for (int64_t row = 0; row < matrix_.out_features; ++row)
-      for (int64_t i = 0; i < in; ++i) sum += std::pow(double(decoded_[size_t(row * in + i)]), 2) * power[size_t(i)];
+      for (int64_t i = 0; i < in; ++i)
+        sum += std::pow(double(decoded_[size_t(row * in + i)]), 2) * power[size_t(i)];
     spread_ = std::max(1e-6, std::sqrt(sum / double(matrix_.out_features)));
   }
 
@@ -127,8 +177,10 @@ class TunedLayer {
   AffineMatrix& matrix_;
   std::vector<float> factors_, shift_;
   Adam scale_steps_, bias_steps_;
+  std::vector<float> levels_;  ///< [out_features, in_features], or empty where codes stay
+  Adam level_steps_;
   std::vector<float> bias_;
-  std::vector<float> decoded_;  ///< [out_features, in_features]: the weight before tuning
+  std::vector<float> decoded_;  ///< [out_features, in_features]: the weight with the scales before tuning
   std::vector<double> weight_gradient_, scale_gradient_, bias_gradient_;
   double spread_ = 0;
   bool seen_ = false;
@@ -147,7 +199,8 @@ class TuningObserver final : public nn::Observer {
 }  // namespace
 
 TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& tokens,
-                  std::vector<LayerRecord>& records, const ActivationChooser* activations, const TuningOptions& options,
+                  std::vector<LayerRecord>& records, const ActivationChooser* activations,
+                  const TuningOptions& options,
                   const std::function<void(int64_t done, int64_t all)>& progress) {
   std::map<std::string, LayerRecord*> by_name;
   for (LayerRecord& record : records)
@@ -164,7 +217,8 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
       layers.push_back(&branch->contract());
       for (nn::Linear* layer : layers)
         if (const auto found = by_name.find(layer->name); found != by_name.end())
-          observer.layers.try_emplace(layer, backend, *layer, *found->second).first->second.install_all();
+          observer.layers.try_emplace(layer, backend, *layer, *found->second, options.code_rate > 0)
+              .first->second.install_all();
     }
   }
 
@@ -180,13 +234,12 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
     for (int64_t index = 0; index < model.facts().layers; ++index) model.block(index).forward(plain, hidden);
     const OutputView teacher = plain.workspace.floats({rows, model.facts().vocab});
     model.head(plain, hidden, teacher);
-    const double loss = nn::back_propagate(
-        {plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
-        {model, pointers, part.hidden, nn::distillation_loss(teacher, 1 / float(rows))});
+    const double loss =
+        nn::back_propagate({plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
+                           {model, pointers, part.hidden, nn::distillation_loss(teacher, 1 / float(rows))});
     const double left = 1 - double(done) / double(all);
     ++done;
-    for (auto& [layer, tuned] : observer.layers)
-      tuned.step(options.scale_rate * left, options.bias_rate * left, done);
+    for (auto& [layer, tuned] : observer.layers) tuned.step(options, left, done);
     const int64_t tenth = std::max<int64_t>(1, parts / 10);
     if (done <= tenth) result.before += loss, ++early;
     if (done > all - tenth) result.after += loss, ++late;
@@ -195,7 +248,12 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
   for (int epoch = 0; epoch < options.epochs; ++epoch) stream.for_each_part(step);
   result.before /= double(std::max<int64_t>(1, early));
   result.after /= double(std::max<int64_t>(1, late));
-  for (auto& [layer, tuned] : observer.layers) tuned.keep();
+  int64_t moved = 0, codes = 0;
+  for (auto& [layer, tuned] : observer.layers) {
+    moved += tuned.keep();
+    codes += tuned.codes();
+  }
+  result.codes_moved = double(moved) / double(std::max<int64_t>(1, codes));
   for (int64_t index = 0; index < model.facts().layers; ++index) model.unload_block(index);
   return result;
 }

@@ -507,6 +507,10 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--tune", recipe.tune_epochs, "N",
          "In the end move scales and biases together towards the float model, N passes over the calibration text")
       ->capture_default_str();
+  option("--tune-codes", recipe.tune_codes, "X",
+         "With --tune also move codes, by X of a code in a step at first; 0: codes stay; for more "
+         "calibration text than the default")
+      ->capture_default_str();
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--gptaq", recipe.gptaq, "X",
@@ -538,7 +542,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
          "Of an image classifier, the token that the answer is read from counts as N. Default: 50 with balanced and best, "
          "else 1");
   option("--views", options->views, "N",
-         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 4 "
+         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 8 "
          "with best, else 1");
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();

@@ -68,7 +68,28 @@ std::vector<ImageReader::Result> ImageReader::read_views(Backend& backend,
       }
     }
   });
+  // Each view but the image as it is gets a part of another one.
+  for (int64_t view = 1; view < views && files.size() > 1; ++view) {
+    const std::span<Result> all = std::span(results).subspan(size_t(view) * files.size(), files.size());
+    const std::vector<Result> unmixed(all.begin(), all.end());
+    std::seed_seq seeds{uint32_t(seed), uint32_t(seed >> 32), uint32_t(view), 1u};
+    std::mt19937_64 random(seeds);
+    for (size_t i = 0; i < all.size(); ++i) {
+      const Result& other = unmixed[(i + 1 + random() % (all.size() - 1)) % all.size()];
+      if (all[i].image.rgb.size() == other.image.rgb.size()) mix_in(other.image, all[i].image, random);
+    }
+  }
   return results;
+}
+
+ImageClassifier::ImageClassifier(const Checkpoint& checkpoint, Backend& backend, nn::Model& model)
+    : backend_(backend),
+      classes_(model.facts().vocab),
+      reader_(checkpoint, model.facts()),
+      runner_(backend, model),
+      lanes_(backend.lanes()) {
+  model.load_all();
+  for (const auto& lane : lanes_) lane_runners_.emplace_back(*lane, model);
 }
 
 std::vector<ImageClassifier::Result> ImageClassifier::classify(std::span<const std::filesystem::path> files) {
@@ -88,20 +109,33 @@ std::vector<ImageClassifier::Result> ImageClassifier::classify(std::span<const s
 
 std::vector<std::vector<float>> ImageClassifier::classify(std::span<const Image* const> prepared) {
   std::vector<std::vector<float>> rows(prepared.size());
-  if (prepared.empty()) return rows;
+  const auto start = std::chrono::steady_clock::now();
+  const int64_t count = int64_t(prepared.size()), lanes = std::min(int64_t(lanes_.size()), count);
+  if (lanes < 2) {
+    classify(runner_, prepared, rows);
+  } else {
+    backend_.parallel_for(lanes, [&](int64_t begin, int64_t end) {
+      // One image at a time: its activations stay in the cache.
+      for (int64_t lane = begin; lane < end; ++lane)
+        for (auto i = size_t(count * lane / lanes); i < size_t(count * (lane + 1) / lanes); ++i)
+          classify(lane_runners_[size_t(lane)], prepared.subspan(i, 1), std::span(rows).subspan(i, 1));
+    });
+  }
+  model_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return rows;
+}
+
+void ImageClassifier::classify(Runner& runner, std::span<const Image* const> prepared,
+                               std::span<std::vector<float>> rows) {
+  if (prepared.empty()) return;
   Batch batch;
   batch.add_images(reader_.facts(), int64_t(prepared.size()));
-  backend_.parallel_for(int64_t(prepared.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) reader_.write_patches(*prepared[size_t(i)], batch.image(i));
-  });
-  const auto start = std::chrono::steady_clock::now();
-  const TensorView logits = runner_.run(batch);
-  model_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (size_t i = 0; i < prepared.size(); ++i) reader_.write_patches(*prepared[i], batch.image(int64_t(i)));
+  const TensorView logits = runner.run(batch);
   for (size_t i = 0; i < rows.size(); ++i) {
     rows[i].resize(size_t(classes_));
     backend_.copy_to_host(rows[i].data(), logits.row(int64_t(i)), classes_ * int64_t(sizeof(float)));
   }
-  return rows;
 }
 
 std::vector<int64_t> best_classes(std::span<const float> logits, int64_t count) {

@@ -23,7 +23,8 @@ class ImageReader {
     std::string error;  ///< one line, or empty
   };
   std::vector<Result> read(Backend& backend, std::span<const std::filesystem::path> files) const;
-  /// [views, files]: each file as it is, then in views - 1 random views that depend on `seed` alone.
+  /// [views, files]: each file as it is, then in views - 1 random views, mixed with each other, that depend on `seed`
+  /// and the files alone.
   std::vector<Result> read_views(Backend& backend, std::span<const std::filesystem::path> files,
                                  int64_t views, uint64_t seed) const;
   /// A file's bytes prepared, on the caller's thread; any number of threads at once. Error that starts with `what`.
@@ -43,11 +44,8 @@ class ImageReader {
 
 class ImageClassifier {
  public:
-  ImageClassifier(const Checkpoint& checkpoint, Backend& backend, nn::Model& model)
-      : backend_(backend),
-        classes_(model.facts().vocab),
-        reader_(checkpoint, model.facts()),
-        runner_(backend, model) {}
+  /// Loads the whole model.
+  ImageClassifier(const Checkpoint& checkpoint, Backend& backend, nn::Model& model);
 
   struct Result {
     std::vector<float> logits;  ///< [classes]; empty after an error
@@ -65,14 +63,21 @@ class ImageClassifier {
   /// Seconds that the model alone has taken.
   double model_seconds() const { return model_seconds_; }
 
-  /// Files of one call that keep the threads busy and the activations small.
+  /// Files of one call that keep the threads busy and little in memory.
   static constexpr int64_t kBatch = 8;
 
  private:
+  /// Logits of some of the prepared images in rows of their own.
+  void classify(Runner& runner, std::span<const Image* const> prepared, std::span<std::vector<float>> rows);
+
   Backend& backend_;
   int64_t classes_;
   ImageReader reader_;
   Runner runner_;
+  // Images need nothing of each other, so each thread takes some through the whole model: threads that share every op
+  // wait for each other after every op.
+  std::vector<std::unique_ptr<Backend>> lanes_;
+  std::vector<Runner> lane_runners_;
   double model_seconds_ = 0;
 };
 

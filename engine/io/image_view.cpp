@@ -32,4 +32,13 @@ Image random_view(const Image& image, std::mt19937_64& random) {
   return view;
 }
 
+void mix_in(const Image& other, Image& image, std::mt19937_64& random) {
+  const double side = std::sqrt(uniform(random, 0, 1));
+  const int64_t width = int64_t(side * double(image.width)), height = int64_t(side * double(image.height));
+  const int64_t left = int64_t(uniform(random, 0, double(image.width - width + 1)));
+  const int64_t top = int64_t(uniform(random, 0, double(image.height - height + 1)));
+  for (int64_t y = top; y < top + height; ++y)
+    std::copy_n(other.pixel(left, y), 3 * width, image.pixel(left, y));
+}
+
 }  // namespace ballast

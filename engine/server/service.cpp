@@ -42,18 +42,23 @@ Service::~Service() {
 }
 
 bool Service::run(const ServedModel& model) {
+  std::unique_ptr<EngineLoop> loop;
+  std::unique_ptr<ImageLoop> image_loop;
   if (model.engine) {
-    loop_ = std::make_unique<EngineLoop>(*model.engine, [this](std::vector<Event> events) {
+    loop = std::make_unique<EngineLoop>(*model.engine, [this](std::vector<Event> events) {
       auto shared = std::make_shared<std::vector<Event>>(std::move(events));
       http_.post([this, shared] { deliver(std::move(*shared)); });
     });
   } else {
-    image_loop_ = std::make_unique<ImageLoop>(*model.images, [this](ImageLoop::Jobs jobs) {
+    image_loop = std::make_unique<ImageLoop>(*model.images, [this](ImageLoop::Jobs jobs) {
       http_.post([this, jobs = std::move(jobs)] { deliver_images(jobs); });
     });
   }
-  http_.post([this, model] {
+  // An I/O thread may be at work on an early request or a tick already: only there do the members change.
+  http_.post([this, model, loop = loop.get(), image_loop = image_loop.get()] {
     model_ = model;
+    loop_ = loop;
+    image_loop_ = image_loop;
     job_context_ = std::make_unique<JobContext>(
         JobContext{.limits = {.tokenizer = model.tokenizer,
                               .model = model.name,
@@ -76,7 +81,7 @@ bool Service::run(const ServedModel& model) {
     workers_.reset();
   };
   try {
-    loop_ ? loop_->run() : image_loop_->run();
+    loop ? loop->run() : image_loop->run();
   } catch (...) {
     // What the last events say still goes out: an error is better than a closed connection.
     usleep(200'000);

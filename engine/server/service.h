@@ -118,8 +118,9 @@ class Service {
   std::set<std::shared_ptr<CompletionJob>> jobs_;
   ServedModel model_;
   int64_t created_ = 0;
-  std::unique_ptr<EngineLoop> loop_;       ///< of models of text
-  std::unique_ptr<ImageLoop> image_loop_;  ///< of the others
+  // run()'s own, null until the model is there; like all members touched by the I/O thread alone.
+  EngineLoop* loop_ = nullptr;       ///< of models of text
+  ImageLoop* image_loop_ = nullptr;  ///< of the others
   std::unique_ptr<JobContext> job_context_;
   std::unique_ptr<WorkerPool> workers_;
   HttpServer http_;  ///< last, so that it ends first

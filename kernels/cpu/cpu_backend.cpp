@@ -92,6 +92,13 @@ std::string CpuBackend::description() const {
              activations_ == ActivationMode::int8 ? ", int8 activations" : "");
 }
 
+std::vector<std::unique_ptr<Backend>> CpuBackend::lanes() const {
+  std::vector<std::unique_ptr<Backend>> lanes;
+  for (int lane = 0; pool_.threads() > 1 && lane < pool_.threads(); ++lane)
+    lanes.push_back(std::make_unique<CpuBackend>(kernels_, 1, activations_));
+  return lanes;
+}
+
 void* CpuBackend::allocate(int64_t bytes) {
   CHECK(bytes >= 0);
   // Weights are read end to end for every token: in huge pages, where the system grants them, hardly an address

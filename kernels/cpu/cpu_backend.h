@@ -70,6 +70,7 @@ class CpuBackend final : public Backend {
   void run(const AttentionBackward& op) override;
   void run(const CrossEntropyBackward& op) override;
 
+  std::vector<std::unique_ptr<Backend>> lanes() const override;
   using Backend::parallel_for;
   void parallel_for(int64_t count, void (*body)(void*, int64_t, int64_t), void* state) override;
 

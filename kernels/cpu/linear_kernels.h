@@ -22,6 +22,13 @@ inline constexpr int kTokenBlock = 4;
 #endif
 // Up to this many tokens, kMaxTilesAtOnce tiles share one pass.
 inline constexpr int kTokensOfManyTiles = 2;
+// With more tokens so many: the sums of a block of tokens and two tiles fill 24 of AVX-512's 32 registers, and each value
+// that is read serves two multiply-adds.
+#if defined(BALLAST_AVX512)
+inline constexpr int kTilesOfManyTokens = 2;
+#else
+inline constexpr int kTilesOfManyTokens = 1;
+#endif
 
 // partial[tile][token][16] (+)= Σ_k x[k][token] · w[tile][k][16]
 template <int TOKENS, int TILES>
@@ -52,7 +59,7 @@ static void multiply_any(int64_t width, const float* x, const float* const* w, i
   switch (width) {
 #define BALLAST_WIDTH(n)                                                   \
   case n:                                                                  \
-    if constexpr (TILES == 1 || n <= kTokensOfManyTiles)                   \
+    if constexpr (TILES <= kTilesOfManyTokens || n <= kTokensOfManyTiles)  \
       return multiply<n, TILES>(x, w, count, fresh, partial, tile_stride); \
     __builtin_trap();
     BALLAST_WIDTH(1)
@@ -147,6 +154,9 @@ static void linear(const LinearTask& task, int64_t first_tile, int64_t last_tile
       kTokensOfManyTiles)  // few chains a tile: several tiles at once keep the multipliers busy
     for (; tile + kMaxTilesAtOnce <= last_tile; tile += kMaxTilesAtOnce)
       linear_tiles<kMaxTilesAtOnce>(task, tile);
+  if constexpr (kTilesOfManyTokens > 1)
+    for (; tile + kTilesOfManyTokens <= last_tile; tile += kTilesOfManyTokens)
+      linear_tiles<kTilesOfManyTokens>(task, tile);
   for (; tile < last_tile; ++tile) linear_tiles<1>(task, tile);
 }
 

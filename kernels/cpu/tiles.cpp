@@ -156,13 +156,68 @@ void put_column(const std::vector<uint8_t>& codes, int64_t columns, int64_t colu
   }
 }
 
+namespace {
+
+typedef float Four __attribute__((vector_size(16)));
+typedef float Two __attribute__((vector_size(8)));
+
+inline Four four_of(const float* in, float factor) {
+  Four row;
+  std::memcpy(&row, in, sizeof row);
+  return factor * row;
+}
+
+// Four columns of four rows, out[k][row], by shuffles. No arrays: compilers do not unroll loops over them at -O2, and
+// then every row takes a way through memory.
+inline void transpose4(const float* in, int64_t row_stride, float factor, float* out, int64_t width) {
+  const Four a = four_of(in, factor), b = four_of(in + row_stride, factor),
+             c = four_of(in + 2 * row_stride, factor), d = four_of(in + 3 * row_stride, factor);
+  const Four ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Four cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Four k0 = __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5),
+             k1 = __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
+             k2 = __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5),
+             k3 = __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7);
+  std::memcpy(out, &k0, sizeof k0);
+  std::memcpy(out + width, &k1, sizeof k1);
+  std::memcpy(out + 2 * width, &k2, sizeof k2);
+  std::memcpy(out + 3 * width, &k3, sizeof k3);
+}
+
+// The same of two rows: what AVX2's blocks of six tokens have left.
+inline void transpose2(const float* in, int64_t row_stride, float factor, float* out, int64_t width) {
+  const Four a = four_of(in, factor), b = four_of(in + row_stride, factor);
+  const Four low = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+             high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Two k0 = __builtin_shufflevector(low, low, 0, 1), k1 = __builtin_shufflevector(low, low, 2, 3),
+            k2 = __builtin_shufflevector(high, high, 0, 1), k3 = __builtin_shufflevector(high, high, 2, 3);
+  std::memcpy(out, &k0, sizeof k0);
+  std::memcpy(out + width, &k1, sizeof k1);
+  std::memcpy(out + 2 * width, &k2, sizeof k2);
+  std::memcpy(out + 3 * width, &k3, sizeof k3);
+}
+
+}  // namespace
+
 void fill_tile(const float* source, int64_t k_stride, int64_t depth, int64_t columns, int64_t tile,
                float* out, int64_t column_stride) {
   const int64_t width = std::min(kTileRows, columns - tile * kTileRows);
   source += tile * kTileRows * column_stride;
   if (column_stride != 1 && k_stride == 1) {  // read along k
-    for (int64_t lane = 0; lane < width; ++lane)
-      for (int64_t k = 0; k < depth; ++k) out[k * kTileRows + lane] = source[lane * column_stride + k];
+    const int64_t fours = depth / 4 * 4, lanes = width / 4 * 4;
+    for (int64_t k = 0; k < fours; k += 4) {
+      for (int64_t lane = 0; lane < lanes; lane += 4)
+        transpose4(source + lane * column_stride + k, column_stride, 1, out + k * kTileRows + lane,
+                   kTileRows);
+      for (int64_t lane = lanes; lane < width; ++lane)
+        for (int64_t i = k; i < k + 4; ++i) out[i * kTileRows + lane] = source[lane * column_stride + i];
+    }
+    for (int64_t k = fours; k < depth; ++k)
+      for (int64_t lane = 0; lane < width; ++lane)
+        out[k * kTileRows + lane] = source[lane * column_stride + k];
+  } else if (column_stride == 1 && width == kTileRows) {
+    for (int64_t k = 0; k < depth; ++k)
+      std::memcpy(out + k * kTileRows, source + k * k_stride, kTileRows * sizeof(float));
   } else {
     for (int64_t k = 0; k < depth; ++k)
       for (int64_t lane = 0; lane < width; ++lane)
@@ -172,42 +227,26 @@ void fill_tile(const float* source, int64_t k_stride, int64_t depth, int64_t col
     for (int64_t lane = width; lane < kTileRows; ++lane) out[k * kTileRows + lane] = 0;
 }
 
-namespace {
-
-// Four columns of four tokens, out[k][token]: by shuffles, which take a third of the time of single stores.
-void transpose4(const float* in, int64_t token_stride, float factor, float* out, int64_t width) {
-  typedef float Four __attribute__((vector_size(16)));
-  Four rows[4];
-  for (int t = 0; t < 4; ++t) {
-    std::memcpy(&rows[t], in + t * token_stride, sizeof rows[t]);
-    rows[t] *= factor;
-  }
-  const Four ab0 = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5), ab1 = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
-  const Four cd0 = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5), cd1 = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
-  const Four columns[4] = {__builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
-                           __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
-  for (int k = 0; k < 4; ++k) std::memcpy(out + k * width, &columns[k], sizeof columns[k]);
-}
-
-}  // namespace
-
 void fill_blocks(const TokenBlocks& task, int64_t first, int64_t last, float* x_blocks) {
   for (int64_t index = first; index < last; ++index) {
     const int64_t token = index * task.block, width = std::min(task.block, task.tokens - token);
     float* out = x_blocks + token * task.features;
     const float* in = task.x + token * task.token_stride;
     if (task.k_stride == 1) {  // read along a token, or along k where tokens are adjacent
-      const int64_t fours = task.features / 4 * 4;
-      int64_t t = 0;
-      for (; t + 4 <= width; t += 4) {
-        const float* from = in + t * task.token_stride;
-        for (int64_t k = 0; k < fours; k += 4) transpose4(from + k, task.token_stride, task.factor, out + k * width + t, width);
-        for (int64_t k = fours; k < task.features; ++k)
-          for (int64_t i = 0; i < 4; ++i) out[k * width + t + i] = task.factor * from[i * task.token_stride + k];
+      const int64_t fours = task.features / 4 * 4, tokens = width / 4 * 4, pairs = width / 2 * 2;
+      for (int64_t k = 0; k < fours; k += 4) {
+        for (int64_t t = 0; t < tokens; t += 4)
+          transpose4(in + t * task.token_stride + k, task.token_stride, task.factor, out + k * width + t,
+                     width);
+        if (pairs > tokens)
+          transpose2(in + tokens * task.token_stride + k, task.token_stride, task.factor,
+                     out + k * width + tokens, width);
+        for (int64_t t = pairs; t < width; ++t)
+          for (int64_t i = k; i < k + 4; ++i)
+            out[i * width + t] = task.factor * in[t * task.token_stride + i];
       }
-      for (; t < width; ++t)
-        for (int64_t k = 0; k < task.features; ++k)
-          out[k * width + t] = task.factor * in[t * task.token_stride + k];
+      for (int64_t k = fours; k < task.features; ++k)
+        for (int64_t t = 0; t < width; ++t) out[k * width + t] = task.factor * in[t * task.token_stride + k];
     } else {
       for (int64_t k = 0; k < task.features; ++k)
         for (int64_t t = 0; t < width; ++t)

@@ -1,4 +1,4 @@
-// Scales and biases moved together: where to, and that nothing else moves.
+// Scales, biases and codes moved together: where to, and that nothing else moves.
 #include "quantize/tuning.h"
 
 #include <gtest/gtest.h>
@@ -48,11 +48,12 @@ struct Tiny {
       const auto block = model->make_block(index);
       for (nn::Linear* layer : layers_of(*block)) {
         const std::vector<float> weight = source_weight(checkpoint, *layer);
-        const LayerProblem problem{.name = layer->name,
-                                   .out_features = layer->out_features(),
-                                   .in_features = layer->in_features(),
-                                   .weight = weight,
-                                   .grid = {.bits = 3, .group_size = layer->in_features() % 11 == 0 ? 11 : 14}};
+        const LayerProblem problem{
+            .name = layer->name,
+            .out_features = layer->out_features(),
+            .in_features = layer->in_features(),
+            .weight = weight,
+            .grid = {.bits = 3, .group_size = layer->in_features() % 11 == 0 ? 11 : 14}};
         records.push_back({.matrix = method_named("rtn").solve(*backend, problem).matrix,
                            .bias = layer->bias.to_floats(),
                            .positions = {},
@@ -72,13 +73,16 @@ struct Tiny {
   std::vector<LayerRecord> records;
 };
 
-AffineMatrix& matrix_of(LayerRecord& record) { return std::get<AffineMatrix>(record.matrix); }
+AffineMatrix& matrix_of(LayerRecord& record) {
+  return std::get<AffineMatrix>(record.matrix);
+}
 
-// One scale or bias moved a little.
+// One scale, bias or weight moved a little.
 struct Nudge {
   const LayerRecord* record = nullptr;
   int64_t scale = -1, bias = -1;  ///< index, or -1
-  double size = 0;                ///< of the scale itself, or in the bias's units
+  double size = 0;                ///< of the scale itself, or in the bias's units, or in codes
+  int64_t code = -1;
 };
 
 // KL(float ‖ records) in nats per token over all samples, by its definition.
@@ -98,6 +102,10 @@ double divergence(Tiny& tiny, const Nudge& nudge = {}) {
         const int64_t row = nudge.scale / matrix.groups(), group = nudge.scale % matrix.groups();
         for (int64_t i = group * matrix.group_size; i < (group + 1) * matrix.group_size; ++i)
           weight[size_t(row * in + i)] *= float(1 + nudge.size);
+      }
+      if (nudge.record == &*record && nudge.code >= 0) {
+        const int64_t row = nudge.code / in, group = nudge.code % in / matrix.group_size;
+        weight[size_t(nudge.code)] += float(nudge.size) * matrix.scale(row, group);
       }
       layer->weight = Weight::dense(*tiny.backend, {weight.data(), DType::f32, {out, in}});
       layer->bias = Tensor::from_floats(*tiny.backend, bias, {out});
@@ -145,20 +153,24 @@ TEST(Tuning, TheFirstStepGoesAgainstTheGradient) {
   for (size_t i = 0; i < before.records.size(); ++i) {
     LayerRecord &old = before.records[i], &now = after.records[i];
     const auto slope = [&](int64_t scale, int64_t bias, double size) {
-      const double up = divergence(before, {&old, scale, bias, size}), down = divergence(before, {&old, scale, bias, -size});
+      const double up = divergence(before, {&old, scale, bias, size}),
+                   down = divergence(before, {&old, scale, bias, -size});
       return std::fabs(up - down) > noise ? up - down : 0;
     };
     for (int64_t at = 0; at < int64_t(matrix_of(old).scales.size()); at += 7) {
-      const double change = double(f16_to_f32(matrix_of(now).scales[size_t(at)])) - double(f16_to_f32(matrix_of(old).scales[size_t(at)]));
+      const double change = double(f16_to_f32(matrix_of(now).scales[size_t(at)])) -
+                            double(f16_to_f32(matrix_of(old).scales[size_t(at)]));
       const double tilt = slope(at, -1, 0.01);
       ++scales_all, scales += tilt != 0;
-      EXPECT_TRUE(tilt == 0 || change * tilt < 0) << old.report.name << " scale " << at << ": " << change << ", " << tilt;
+      EXPECT_TRUE(tilt == 0 || change * tilt < 0)
+          << old.report.name << " scale " << at << ": " << change << ", " << tilt;
     }
     for (int64_t at = 0; at < int64_t(old.bias.size()); at += 5) {
       const double change = double(now.bias[size_t(at)]) - double(old.bias[size_t(at)]);
       const double tilt = slope(-1, at, 0.01);
       ++biases_all, biases += tilt != 0;
-      EXPECT_TRUE(tilt == 0 || change * tilt < 0) << old.report.name << " bias " << at << ": " << change << ", " << tilt;
+      EXPECT_TRUE(tilt == 0 || change * tilt < 0)
+          << old.report.name << " bias " << at << ": " << change << ", " << tilt;
     }
   }
   EXPECT_GT(scales, scales_all / 2);
@@ -173,6 +185,48 @@ TEST(Tuning, ComesCloserToTheFloatModel) {
   EXPECT_LT(after, 0.9 * before);
   EXPECT_NEAR(result.before, before, 0.2 * before);  // the first of two parts, before any step
   EXPECT_LT(result.after, result.before);
+}
+
+// One step at a rate of one code: every code goes one down where the loss grows with its weight, one up where it
+// falls, and stays where the codes end. A step of one code leaves no level near a boundary.
+TEST(Tuning, CodesGoAgainstTheGradientAndStayCodes) {
+  Tiny before, after;
+  const TuningResult result = after.run({.epochs = 1, .scale_rate = 0, .bias_rate = 0, .code_rate = 1});
+  const double noise = 1e-6;
+  int64_t seen = 0, all = 0, moved = 0, codes = 0;
+  for (size_t i = 0; i < before.records.size(); ++i) {
+    const AffineMatrix &old = matrix_of(before.records[i]), &now = matrix_of(after.records[i]);
+    now.check(after.records[i].report.name);
+    EXPECT_EQ(old.scales, now.scales);
+    EXPECT_EQ(old.zero_points, now.zero_points);
+    for (size_t at = 0; at < old.codes.size(); ++at) moved += old.codes[at] != now.codes[at];
+    codes += int64_t(old.codes.size());
+    for (int64_t at = 0; at < int64_t(old.codes.size()); at += 41) {
+      const auto with = [&](double size) {
+        return divergence(before, {&before.records[i], -1, -1, size, at});
+      };
+      const double tilt = with(0.05) - with(-0.05);
+      ++all;
+      if (std::fabs(tilt) < noise) continue;
+      ++seen;
+      const int was = old.codes[size_t(at)],
+                wanted = std::clamp(was + (tilt > 0 ? -1 : 1), 0, old.max_code());
+      EXPECT_EQ(int(now.codes[size_t(at)]), wanted)
+          << before.records[i].report.name << " code " << at << ": " << was << ", " << tilt;
+    }
+  }
+  EXPECT_GT(seen, all / 2);
+  EXPECT_DOUBLE_EQ(result.codes_moved, double(moved) / double(codes));
+  EXPECT_GT(result.codes_moved, 0.5);
+}
+
+TEST(Tuning, MovingCodesComesCloserStill) {
+  Tiny without(2, 64), with(2, 64);
+  without.run({.epochs = 40});
+  const TuningResult result = with.run({.epochs = 40, .code_rate = 0.03});
+  EXPECT_LT(divergence(with), 0.9 * divergence(without));
+  EXPECT_GT(result.codes_moved, 0);
+  EXPECT_LT(result.codes_moved, 0.5);
 }
 
 TEST(Tuning, LeavesCodesAndZeroPointsAlone) {
@@ -225,7 +279,9 @@ void quantize(const fs::path& output, const Recipe& recipe, int threads) {
   EXPECT_EQ(report.tuning_before > 0, recipe.tune_epochs > 0);
 }
 
-std::string bytes_of(const fs::path& folder) { return read_file(folder / "model.safetensors", uint64_t(1) << 30); }
+std::string bytes_of(const fs::path& folder) {
+  return read_file(folder / "model.safetensors", uint64_t(1) << 30);
+}
 
 TEST(Tuning, AWholeRunChangesScalesAndBiasesOnlyAndIsTheSameOnAnyNumberOfThreads) {
   const TempFolder folder;
@@ -243,7 +299,8 @@ TEST(Tuning, AWholeRunChangesScalesAndBiasesOnlyAndIsTheSameOnAnyNumberOfThreads
   for (const StoredTensor& tensor : plain.tensors()) {
     const StoredTensor& other = tuned.require(tensor.name);
     ASSERT_EQ(tensor.bytes, other.bytes);
-    const bool same = plain_bytes.compare(tensor.offset, tensor.bytes, tuned_bytes, other.offset, other.bytes) == 0;
+    const bool same =
+        plain_bytes.compare(tensor.offset, tensor.bytes, tuned_bytes, other.offset, other.bytes) == 0;
     const bool tunable = tensor.name.find(".layers.") != std::string::npos &&
                          tensor.name.find("norm") == std::string::npos &&
                          (tensor.name.ends_with("scale") || tensor.name.ends_with(".bias"));
@@ -251,6 +308,19 @@ TEST(Tuning, AWholeRunChangesScalesAndBiasesOnlyAndIsTheSameOnAnyNumberOfThreads
     changed += !same;
   }
   EXPECT_EQ(changed, 3 * 6 * 2);
+}
+
+TEST(Tuning, AWholeRunThatMovesCodesIsTheSameOnAnyNumberOfThreads) {
+  const TempFolder folder;
+  Recipe recipe;
+  recipe.grid = {.bits = 3, .group_size = 4};
+  recipe.tune_epochs = 1;
+  quantize(folder / "none", recipe, 1);
+  recipe.tune_codes = 0.5;
+  quantize(folder / "one", recipe, 1);
+  quantize(folder / "three", recipe, 3);
+  EXPECT_TRUE(bytes_of(folder / "one") == bytes_of(folder / "three"));
+  EXPECT_FALSE(bytes_of(folder / "one") == bytes_of(folder / "none"));
 }
 
 TEST(Tuning, IsRefusedWhereNothingCanBeMoved) {
@@ -261,11 +331,16 @@ TEST(Tuning, IsRefusedWhereNothingCanBeMoved) {
     recipe.fill_defaults();
     recipe.check();
   };
-  EXPECT_TRUE(throws_with("--tune makes no sense with --method spqr", [&] { refusal([](Recipe& r) { r.method = "spqr"; }); }));
+  EXPECT_TRUE(throws_with("--tune makes no sense with --method spqr",
+                          [&] { refusal([](Recipe& r) { r.method = "spqr"; }); }));
   EXPECT_TRUE(throws_with("--tune makes no sense with --method billm",
                           [&] { refusal([](Recipe& r) { r.method = "billm", r.grid.bits = 1; }); }));
   for (const Compensation compensation : {Compensation::none, Compensation::position})
-    EXPECT_TRUE(throws_with("--tune moves biases", [&] { refusal([&](Recipe& r) { r.compensation = compensation; }); }));
+    EXPECT_TRUE(throws_with("--tune moves biases",
+                            [&] { refusal([&](Recipe& r) { r.compensation = compensation; }); }));
+  EXPECT_TRUE(throws_with("--tune-codes is 1.5", [&] { refusal([](Recipe& r) { r.tune_codes = 1.5; }); }));
+  EXPECT_TRUE(throws_with("--tune-codes makes no sense without --tune",
+                          [&] { refusal([](Recipe& r) { r.tune_codes = 0.1, r.tune_epochs = 0; }); }));
   EXPECT_TRUE(throws_with("--tune is -1", [&] { refusal([](Recipe& r) { r.tune_epochs = -1; }); }));
   refusal([](Recipe&) {});
 }

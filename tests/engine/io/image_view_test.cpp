@@ -57,5 +57,38 @@ TEST(RandomView, DependsOnTheSeedAlone) {
   EXPECT_NE(view.rgb, random_view(image, other).rgb);
 }
 
+// Of two plain images each pixel is one's or the other's, and the other's are a rectangle of the image's proportions.
+TEST(MixIn, PutsARectangleOfTheOtherWhereItIs) {
+  std::mt19937_64 random(11);
+  double area = 0, least = 1, most = 0;
+  constexpr int kRounds = 300;
+  for (int round = 0; round < kRounds; ++round) {
+    const Image own = test::ramp(60, 40);
+    Image other = own, mixed = own;
+    for (uint8_t& value : other.rgb) value = uint8_t(255 - value);
+    mix_in(other, mixed, random);
+    int64_t left = 60, right = 0, top = 40, bottom = 0, count = 0;
+    for (int64_t y = 0; y < 40; ++y)
+      for (int64_t x = 0; x < 60; ++x) {
+        const auto same = [&](const Image& image) { return std::equal(mixed.pixel(x, y), mixed.pixel(x, y) + 3, image.pixel(x, y)); };
+        if (same(own)) continue;
+        ASSERT_TRUE(same(other)) << x << ", " << y;
+        left = std::min(left, x), right = std::max(right, x + 1);
+        top = std::min(top, y), bottom = std::max(bottom, y + 1);
+        ++count;
+      }
+    if (count > 0) {
+      ASSERT_EQ(count, (right - left) * (bottom - top)) << "a whole rectangle";
+      ASSERT_NEAR(double(right - left) / 60, double(bottom - top) / 40, 1.0 / 40);
+    }
+    const double share = double(count) / (60 * 40);
+    area += share / kRounds;
+    least = std::min(least, share), most = std::max(most, share);
+  }
+  EXPECT_NEAR(area, 0.5, 0.06);
+  EXPECT_LT(least, 0.05);
+  EXPECT_GT(most, 0.93);
+}
+
 }  // namespace
 }  // namespace ballast
