@@ -60,7 +60,7 @@ class ImageClassifier {
   const ImageReader& reader() const { return reader_; }
   int64_t classes() const { return classes_; }
 
-  /// Seconds that the model alone has taken.
+  /// Seconds that the model has taken, cutting prepared images into patches included.
   double model_seconds() const { return model_seconds_; }
 
   /// Files of one call that keep the threads busy and little in memory.

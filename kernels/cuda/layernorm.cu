@@ -11,9 +11,26 @@ using cuda::Staged;
 
 namespace {
 
+constexpr int kRowThreads = 256;
+
+struct RowMoments {
+  float mean, inverse;  ///< inverse: 1 / sqrt(variance + epsilon)
+};
+// By all threads of a block.
+BALLAST_DEVICE RowMoments row_moments(const float* x, int hidden, float epsilon,
+                                      dev::Shared<float> s_partial) {
+  float sum = 0;
+  for (int i = dev::thread(); i < hidden; i += kRowThreads) sum += x[i];
+  const float mean = dev::block_sum(sum, s_partial) / float(hidden);
+  float squares = 0;
+  for (int i = dev::thread(); i < hidden; i += kRowThreads)
+    squares = dev::fma(x[i] - mean, x[i] - mean, squares);
+  return {mean, 1.0f / dev::sqrt(dev::block_sum(squares, s_partial) / float(hidden) + epsilon)};
+}
+
 // Work partition: a block owns a token, a thread every 256th value, which nobody else reads or writes, so y may be x.
 struct NormalizeRow {
-  static constexpr int kThreads = 256, kBlocks = 4;
+  static constexpr int kThreads = kRowThreads, kBlocks = 4;
   struct Args {
     const float* x;
     const float* weight;
@@ -29,14 +46,7 @@ struct NormalizeRow {
     const auto s_partial = arena.take<float>(kThreads / dev::kWarp);
     const float* x = args.x + int64_t(dev::block()) * args.x_stride;
     float* y = args.y + int64_t(dev::block()) * args.y_stride;
-    float sum = 0;
-    for (int i = dev::thread(); i < args.hidden; i += kThreads) sum += x[i];
-    const float mean = dev::block_sum(sum, s_partial) / float(args.hidden);
-    float squares = 0;
-    for (int i = dev::thread(); i < args.hidden; i += kThreads)
-      squares = dev::fma(x[i] - mean, x[i] - mean, squares);
-    const float variance = dev::block_sum(squares, s_partial) / float(args.hidden);
-    const float inverse = 1.0f / dev::sqrt(variance + args.epsilon);
+    const auto [mean, inverse] = row_moments(x, args.hidden, args.epsilon, s_partial);
     for (int i = dev::thread(); i < args.hidden; i += kThreads) {
       float value = (x[i] - mean) * inverse;
       if (args.weight) value *= args.weight[i];
@@ -47,7 +57,7 @@ struct NormalizeRow {
 
 // The same work partition; dx may be dy.
 struct NormalizeRowBackward {
-  static constexpr int kThreads = 256, kBlocks = 4;
+  static constexpr int kThreads = kRowThreads, kBlocks = 4;
   struct Args {
     const float *x, *weight, *dy;
     float* dx;
@@ -64,12 +74,7 @@ struct NormalizeRowBackward {
     const float* dy = args.dy + int64_t(dev::block()) * args.dy_stride;
     float* dx = args.dx + int64_t(dev::block()) * args.dx_stride;
     const float hidden = float(args.hidden);
-    float sum = 0, squares = 0;
-    for (int i = dev::thread(); i < args.hidden; i += kThreads) sum += x[i];
-    const float mean = dev::block_sum(sum, s_partial) / hidden;
-    for (int i = dev::thread(); i < args.hidden; i += kThreads)
-      squares = dev::fma(x[i] - mean, x[i] - mean, squares);
-    const float inverse = 1.0f / dev::sqrt(dev::block_sum(squares, s_partial) / hidden + args.epsilon);
+    const auto [mean, inverse] = row_moments(x, args.hidden, args.epsilon, s_partial);
     float total = 0, dot = 0;
     for (int i = dev::thread(); i < args.hidden; i += kThreads) {
       const float g = args.weight ? dy[i] * args.weight[i] : dy[i];
