@@ -41,7 +41,7 @@ std::string plain(const std::string& value) {
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   const auto& [method, grid, overrides, target_bits, layer_bits, head_bits, activation_bits, fold_ranges, logarithms,
                curvature, curvature_groups, damping, act_order,
-               static_groups, options, class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs, tune_codes,
+               static_groups, options, class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs, tune_codes, tune_hidden,
                correct_drift] = recipe;
   const auto& [sweeps, greedy_order, anneal, refit_scales, unbiased_scales, per_layer, outlier_threshold,
                stat_bits, block_size] = options;
@@ -78,6 +78,7 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
   fingerprint["--compensate"] = name_of(compensation);
   fingerprint["--tune"] = text_of(int64_t(tune_epochs));
   fingerprint["--tune-codes"] = text_of(tune_codes);
+  fingerprint["--tune-hidden"] = text_of(tune_hidden);
   fingerprint["--asymmetric"] = text_of(asymmetric);
   fingerprint["--gptaq"] = text_of(gptaq);
   fingerprint["--correct-drift"] = text_of(correct_drift);

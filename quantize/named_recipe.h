@@ -25,6 +25,7 @@ struct NamedRecipe {
   bool asymmetric = false;
   bool correct_drift = false;
   int tune_epochs = 0;
+  double tune_hidden = 0;
   int sweeps = -1;  ///< -1: the method's own
   int64_t class_weight = 1, views = 1;
 };

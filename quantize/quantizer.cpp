@@ -117,7 +117,7 @@ QuantizeReport Quantizer::run() {
     reference_.reset();
     gradients_.reset();
     const TuningResult result = tune(job_.backend, job_.model, job_.tokens, untuned_, chooser_ ? &*chooser_ : nullptr,
-                                     {.epochs = job_.recipe.tune_epochs, .code_rate = job_.recipe.tune_codes}, [&](int64_t done, int64_t all) {
+                                     {.epochs = job_.recipe.tune_epochs, .code_rate = job_.recipe.tune_codes, .hidden_weight = job_.recipe.tune_hidden}, [&](int64_t done, int64_t all) {
                                        QuantizeProgress at = progress_;
                                        at.module = str("tuning, step ", done, " of ", all);
                                        job_.progress(at);

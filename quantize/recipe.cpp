@@ -119,6 +119,8 @@ void Recipe::check() const {
   if (!(tune_codes >= 0 && tune_codes <= 1))
     throw Error(str("--tune-codes is ", tune_codes, ", expected 0 (codes stay) to 1"));
   if (tune_codes > 0 && tune_epochs == 0) throw Error("--tune-codes makes no sense without --tune N: codes move in its passes");
+  if (!(tune_hidden >= 0 && tune_hidden <= 1000)) throw Error(str("--tune-hidden is ", tune_hidden, ", expected 0 to 1000"));
+  if (tune_hidden > 0 && tune_epochs == 0) throw Error("--tune-hidden makes no sense without --tune N: it is part of its loss");
   if (tune_epochs > 0 && !solver.has_uniform_grid)
     throw Error(str("--tune makes no sense with --method ", method, ": only a uniform grid's scales are moved"));
   if (tune_epochs > 0 && (compensation == Compensation::none || compensation == Compensation::position))

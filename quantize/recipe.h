@@ -108,6 +108,7 @@ struct Recipe {
   double gptaq = 0;            ///< α of GPTAQ's drift feedback, see gptaq.h; 0: none
   int tune_epochs = 0;         ///< after all layers, see tuning.h
   double tune_codes = 0;       ///< rate at which tuning moves codes, in codes a step; 0: they stay
+  double tune_hidden = 0;      ///< what hidden states count in tuning beside the KL
   bool correct_drift = false;  ///< bias also takes W·(E[x_float] − E[x]): what earlier layers' errors shifted
 
   /// Whether a float stream runs beside the quantized one, and whether their inputs are correlated.

@@ -52,6 +52,7 @@ nlohmann::json QuantizeReport::json() const {
           {"range_shrink", recipe.grid.range_shrink},
           {"tune_epochs", recipe.tune_epochs},
           {"tune_codes", recipe.tune_codes},
+          {"tune_hidden", recipe.tune_hidden},
           {"tuning_codes_moved", tuning_codes_moved},
           {"tuning_kl_before", tuning_before},
           {"tuning_kl_after", tuning_after},

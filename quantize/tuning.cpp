@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <utility>
 
 #include "engine/nn/backward.h"
@@ -196,6 +197,58 @@ class TuningObserver final : public nn::Observer {
   }
 };
 
+/// The float model's hidden states behind every block, and how far others are from them.
+class HiddenTargets {
+ public:
+  HiddenTargets(Backend& backend, double weight) : backend_(backend), weight_(weight) {}
+
+  void clear() { wanted_.clear(); }
+  void keep(const TensorView& hidden) {
+    if (weight_ > 0) wanted_.push_back(on_host(hidden));
+  }
+  nn::HiddenLoss loss() const {
+    if (weight_ == 0) return {};
+    return [this](size_t index, const TensorView& hidden, const OutputView& gradient) {
+      add_gradient(wanted_[index], on_host(hidden), gradient);
+    };
+  }
+
+ private:
+  std::vector<float> on_host(const TensorView& x) const {
+    std::vector<float> values(size_t(x.shape.elements()));
+    backend_.copy_to_host(values.data(), x.data, x.bytes());
+    return values;
+  }
+
+  void add_gradient(const std::vector<float>& wanted, const std::vector<float>& hidden,
+                    const OutputView& gradient) const {
+    const int64_t tokens = gradient.shape[0], width = gradient.shape[1];
+    std::vector<double> spread(static_cast<size_t>(tokens));
+    backend_.parallel_for(tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        double sum = 0, squares = 0;
+        for (int64_t i = t * width; i < (t + 1) * width; ++i) {
+          sum += double(wanted[size_t(i)]);
+          squares += double(wanted[size_t(i)]) * double(wanted[size_t(i)]);
+        }
+        spread[size_t(t)] = squares - sum * sum / double(width);
+      }
+    });
+    const double all = std::accumulate(spread.begin(), spread.end(), 0.0);
+    std::vector<float> sum = on_host(gradient);
+    const float factor = float(2 * weight_ / std::max(all, 1e-30));
+    backend_.parallel_for(tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * width; i < end * width; ++i)
+        sum[size_t(i)] += factor * (hidden[size_t(i)] - wanted[size_t(i)]);
+    });
+    backend_.copy_to_device(gradient.as<void>(), sum.data(), gradient.bytes());
+  }
+
+  Backend& backend_;
+  double weight_;
+  std::vector<std::vector<float>> wanted_;  ///< a block each, [tokens, hidden]
+};
+
 }  // namespace
 
 TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& tokens,
@@ -224,6 +277,7 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
 
   HiddenStream stream(backend, model, tokens);
   const int64_t parts = stream.parts(), all = parts * options.epochs;
+  HiddenTargets targets(backend, options.hidden_weight);
   TuningResult result;
   int64_t done = 0, early = 0, late = 0;
   const auto step = [&](const HiddenStream::Part& part) {
@@ -231,12 +285,16 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
     const int64_t rows = model.logit_rows(plain.batch);
     const OutputView hidden = plain.workspace.floats(part.hidden.shape);
     backend.copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
-    for (int64_t index = 0; index < model.facts().layers; ++index) model.block(index).forward(plain, hidden);
+    targets.clear();
+    for (int64_t index = 0; index < model.facts().layers; ++index) {
+      model.block(index).forward(plain, hidden);
+      targets.keep(hidden);
+    }
     const OutputView teacher = plain.workspace.floats({rows, model.facts().vocab});
     model.head(plain, hidden, teacher);
     const double loss =
         nn::back_propagate({plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
-                           {model, pointers, part.hidden, nn::distillation_loss(teacher, 1 / float(rows))});
+                           {model, pointers, part.hidden, nn::distillation_loss(teacher, 1 / float(rows)), targets.loss()});
     const double left = 1 - double(done) / double(all);
     ++done;
     for (auto& [layer, tuned] : observer.layers) tuned.step(options, left, done);

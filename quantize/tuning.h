@@ -1,6 +1,13 @@
 // Tuning: after every layer has its codes, scales, biases and where asked codes are moved together by gradient descent on
 // KL(float model ‖ quantized model) over the calibration tokens. Zero points and everything else stay.
 //
+// KL alone sees one row of logits for each image: too few for what can move, so what is learned of 100 images is learned by
+// heart. `hidden_weight` adds the distance of every token's hidden state behind every block b,
+//
+//   X · Σ_b Σ_t ‖h_bt − H_bt‖² / Σ_t ‖H_bt − mean(H_bt)‖²     (H: the float model's)
+//
+// as one distils by features (FitNets, arXiv 1412.6550). Of text, where each token has its own logits, it did not help.
+//
 // Step sizes are learned as in EfficientQAT's second phase (arXiv 2407.11062, §3.3), with two differences: the loss is the
 // distance to the float model, so no labels and no text but the calibration's are needed, and biases take part, which is
 // bias compensation by the loss itself.
@@ -25,6 +32,7 @@ struct TuningOptions {
   double scale_rate = 2e-3;  ///< Adam's step (arXiv 1412.6980) relative to a scale, falling to 0 at the end
   double bias_rate = 2e-3;   ///< the same relative to the spread of the layer's outputs
   double code_rate = 0;      ///< the same of a code's level, in codes; 0: codes stay
+  double hidden_weight = 0;  ///< X: what the hidden states' distance counts beside the KL
 };
 
 struct TuningResult {

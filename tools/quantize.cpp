@@ -99,7 +99,10 @@ void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recip
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
   const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position;
-  if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
+  if (!given({"--tune"}) && tunable) {
+    recipe.tune_epochs = named.tune_epochs;
+    if (!given({"--tune-hidden"})) recipe.tune_hidden = named.tune_hidden;
+  }
   if (!given({"--sweeps", "--gptaq"}) && named.sweeps >= 0) recipe.options.sweeps = named.sweeps;
   if (!given({"--class-weight"})) recipe.class_weight = named.class_weight;
 }
@@ -511,6 +514,9 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
          "With --tune also move codes, by X of a code in a step at first; 0: codes stay; for more "
          "calibration text than the default")
       ->capture_default_str();
+  option("--tune-hidden", recipe.tune_hidden, "X",
+         "With --tune: how much every token's distance from the float model's hidden states counts beside that of the "
+         "logits. Default: the recipe's, 1 with best of images, else 0");
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--gptaq", recipe.gptaq, "X",

@@ -82,9 +82,10 @@ double back_propagate(const ForwardContext& context, const BackwardPass& pass) {
     context.backend.copy_to_device(copy.as<void>(), x.data, x.bytes());
     return copy;
   };
-  // The last block goes straight into the head, so it is not run twice.
   std::vector<OutputView> inputs{copied(pass.hidden)};
-  for (size_t i = 0; i + 1 < pass.blocks.size(); ++i) {
+  // Where nothing wants to see its output, the last block goes straight into the head, so it is not run twice.
+  const bool joined = !pass.blocks.empty() && !pass.hidden_loss;
+  for (size_t i = 0; i + size_t(joined) < pass.blocks.size(); ++i) {
     inputs.push_back(copied(inputs.back()));
     pass.blocks[i]->forward(plain, inputs.back());
   }
@@ -94,17 +95,19 @@ double back_propagate(const ForwardContext& context, const BackwardPass& pass) {
     const Workspace::Scope end(workspace);
     const OutputView logits = workspace.floats({pass.model.logit_rows(context.batch), pass.model.facts().vocab});
     record(recording, [&] {
-      if (!pass.blocks.empty()) pass.blocks.back()->forward(recording, inputs.back());
+      if (joined) pass.blocks.back()->forward(recording, inputs.back());
       pass.model.head(recording, inputs.back(), logits);
     });
     loss = pass.loss(plain, logits);
     tape.seed(logits, logits);
     tape.reverse(recording);
   }
-  for (size_t i = pass.blocks.size(); i-- > 1;) {
+  for (size_t i = inputs.size(); i-- > 1;) {
     const Workspace::Scope middle(workspace);
-    record(recording, [&] { pass.blocks[i - 1]->forward(recording, inputs[i - 1]); });
-    tape.seed(inputs[i - 1], d_hidden);
+    if (pass.hidden_loss) pass.hidden_loss(i - 1, inputs[i], d_hidden);
+    const OutputView moving = copied(inputs[i - 1]);  // what is kept is also the output of the block before
+    record(recording, [&] { pass.blocks[i - 1]->forward(recording, moving); });
+    tape.seed(moving, d_hidden);
     tape.reverse(recording);
   }
   return loss;

@@ -22,11 +22,15 @@ Loss likeliest_class_loss(float scale = 1);
 /// log-probabilities, outlives the loss.
 Loss distillation_loss(const TensorView& teacher, float scale = 1);
 
+/// Adds the gradient of a loss at the output of block `index` of the pass: both f32 [tokens, hidden].
+using HiddenLoss = std::function<void(size_t index, const TensorView& hidden, const OutputView& gradient)>;
+
 struct BackwardPass {
   Model& model;                    ///< for its head
   std::span<Block* const> blocks;  ///< the last blocks of the model, in order; any copies of them
   TensorView hidden;               ///< f32 [tokens, hidden], input of the first of them; left as it is
   Loss loss;
+  HiddenLoss hidden_loss = {};     ///< beside `loss`, or empty
 };
 
 /// Returns the loss. The context's observer sees input and gradient of every linear layer of the blocks and of

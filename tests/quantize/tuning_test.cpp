@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "engine/io/json.h"
 #include "models/registry.h"
@@ -85,8 +86,22 @@ struct Nudge {
   int64_t code = -1;
 };
 
-// KL(float ‖ records) in nats per token over all samples, by its definition.
-double divergence(Tiny& tiny, const Nudge& nudge = {}) {
+// Σ ‖h − H‖² / Σ ‖H − mean(H)‖² over all tokens of one block's output.
+double distance(const std::vector<float>& wanted, const std::vector<float>& got, size_t width) {
+  double lost = 0, spread = 0;
+  for (size_t begin = 0; begin < wanted.size(); begin += width) {
+    const double mean = std::accumulate(wanted.begin() + long(begin), wanted.begin() + long(begin + width), 0.0) / double(width);
+    for (size_t i = begin; i < begin + width; ++i) {
+      spread += std::pow(double(wanted[i]) - mean, 2);
+      lost += std::pow(double(got[i]) - double(wanted[i]), 2);
+    }
+  }
+  return lost / spread;
+}
+
+// KL(float ‖ records) in nats per token over all samples, by its definition, and `hidden_weight` times the distance of
+// each block's output, where all samples are one part.
+double divergence(Tiny& tiny, const Nudge& nudge = {}, double hidden_weight = 0) {
   nn::Model& model = *tiny.model;
   std::vector<std::unique_ptr<nn::Block>> blocks;
   auto record = tiny.records.begin();
@@ -117,16 +132,22 @@ double divergence(Tiny& tiny, const Nudge& nudge = {}) {
   stream.for_each_part([&](const HiddenStream::Part& part) {
     const nn::ForwardContext& context = part.context;
     const int64_t rows = part.hidden.shape[0], vocab = model.facts().vocab;
-    const auto logits = [&](const std::function<nn::Block&(int64_t)>& block) {
+    std::vector<std::vector<float>> states[2];
+    const auto logits = [&](std::vector<std::vector<float>>& after, const std::function<nn::Block&(int64_t)>& block) {
       const OutputView hidden = context.workspace.floats(part.hidden.shape);
       tiny.backend->copy_to_device(hidden.as<void>(), part.hidden.data, part.hidden.bytes());
-      for (int64_t i = 0; i < model.facts().layers; ++i) block(i).forward(context, hidden);
+      for (int64_t i = 0; i < model.facts().layers; ++i) {
+        block(i).forward(context, hidden);
+        after.emplace_back(hidden.as<float>(), hidden.as<float>() + hidden.shape.elements());
+      }
       const OutputView out = context.workspace.floats({rows, vocab});
       model.head(context, hidden, out);
       return out;
     };
-    const OutputView wanted = logits([&](int64_t i) -> nn::Block& { return model.block(i); });
-    const OutputView got = logits([&](int64_t i) -> nn::Block& { return *blocks[size_t(i)]; });
+    const OutputView wanted = logits(states[0], [&](int64_t i) -> nn::Block& { return model.block(i); });
+    const OutputView got = logits(states[1], [&](int64_t i) -> nn::Block& { return *blocks[size_t(i)]; });
+    for (size_t i = 0; i < states[0].size(); ++i)
+      sum += hidden_weight * distance(states[0][i], states[1][i], size_t(part.hidden.shape[1]));
     for (int64_t t = 0; t < rows; ++t) {
       const auto normalizer = [&](const OutputView& view) {
         double total = 0;
@@ -145,16 +166,16 @@ double divergence(Tiny& tiny, const Nudge& nudge = {}) {
 
 // Adam's first step is its rate in the direction in which the loss falls. So after one step every scale and bias has to
 // have moved against its slope, found by differences, wherever that is more than float32 can be wrong.
-TEST(Tuning, TheFirstStepGoesAgainstTheGradient) {
+void expect_first_step_downhill(double hidden_weight) {
   Tiny before, after;
-  after.run({.epochs = 1});
+  after.run({.epochs = 1, .hidden_weight = hidden_weight});
   const double noise = 1e-6;  // of a divergence of about 0.2: both sides' logits have some 1e-7 of their size
   int64_t scales = 0, biases = 0, scales_all = 0, biases_all = 0;
   for (size_t i = 0; i < before.records.size(); ++i) {
     LayerRecord &old = before.records[i], &now = after.records[i];
     const auto slope = [&](int64_t scale, int64_t bias, double size) {
-      const double up = divergence(before, {&old, scale, bias, size}),
-                   down = divergence(before, {&old, scale, bias, -size});
+      const double up = divergence(before, {&old, scale, bias, size}, hidden_weight),
+                   down = divergence(before, {&old, scale, bias, -size}, hidden_weight);
       return std::fabs(up - down) > noise ? up - down : 0;
     };
     for (int64_t at = 0; at < int64_t(matrix_of(old).scales.size()); at += 7) {
@@ -175,6 +196,15 @@ TEST(Tuning, TheFirstStepGoesAgainstTheGradient) {
   }
   EXPECT_GT(scales, scales_all / 2);
   EXPECT_GT(biases, biases_all / 2);
+}
+
+TEST(Tuning, TheFirstStepGoesAgainstTheGradient) {
+  expect_first_step_downhill(0);
+}
+
+// At this weight nine tenths of the loss are the hidden states'.
+TEST(Tuning, TheFirstStepGoesAgainstTheGradientOfHiddenStatesToo) {
+  expect_first_step_downhill(10);
 }
 
 TEST(Tuning, ComesCloserToTheFloatModel) {
@@ -341,6 +371,9 @@ TEST(Tuning, IsRefusedWhereNothingCanBeMoved) {
   EXPECT_TRUE(throws_with("--tune-codes is 1.5", [&] { refusal([](Recipe& r) { r.tune_codes = 1.5; }); }));
   EXPECT_TRUE(throws_with("--tune-codes makes no sense without --tune",
                           [&] { refusal([](Recipe& r) { r.tune_codes = 0.1, r.tune_epochs = 0; }); }));
+  EXPECT_TRUE(throws_with("--tune-hidden is -1", [&] { refusal([](Recipe& r) { r.tune_hidden = -1; }); }));
+  EXPECT_TRUE(throws_with("--tune-hidden makes no sense without --tune",
+                          [&] { refusal([](Recipe& r) { r.tune_hidden = 1, r.tune_epochs = 0; }); }));
   EXPECT_TRUE(throws_with("--tune is -1", [&] { refusal([](Recipe& r) { r.tune_epochs = -1; }); }));
   refusal([](Recipe&) {});
 }
