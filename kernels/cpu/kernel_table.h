@@ -140,7 +140,8 @@ struct LinearTask {
 struct AttentionTask {
   const float *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;
-  float* cache;
+  uint8_t* cache;  ///< pages as ops/attention.h has them
+  bool coded;      ///< of signed bytes with scales
   int64_t heads, head_dim;
   const int32_t* pages;
   int64_t past, rows;  ///< of this span

@@ -79,6 +79,9 @@ static inline F load_bfloat(const uint16_t* p) {
 static inline F load_bytes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+static inline F load_signed_bytes(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 // Sixteen codes of BITS bits each, lowest bits first. The upper eight are read from the last four bytes, so
 // that nothing beyond the codes is touched.
 template <int BITS>
@@ -159,6 +162,10 @@ static inline F load_bytes(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+static inline F load_signed_bytes(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
 }
 template <int BITS>
 static inline F load_codes(const uint8_t* p) {
@@ -244,6 +251,9 @@ static inline F load_bfloat(const uint16_t* p) {
   return out;
 }
 static inline F load_bytes(const uint8_t* p) {
+  BALLAST_EACH(float(p[i]));
+}
+static inline F load_signed_bytes(const int8_t* p) {
   BALLAST_EACH(float(p[i]));
 }
 template <int BITS>
