@@ -195,6 +195,7 @@ Subcommand add_bench(CLI::App& root, const GlobalOptions& global) {
   count("--kernel-size", options->quantizer.size, 128,
         "Width and height of the layer in --kernels quantizer");
   add_activations_flag(*app, options->activations);
+  add_cache_type_flag(*app, options->tests.cache_type);
   add_serve_bench_flags(*app, options->serve);
   app->add_flag("--json", options->json, "Print one JSON object instead of a Markdown table");
   app->add_flag("--csv", options->csv, "Print the tests of a model as comma-separated values");

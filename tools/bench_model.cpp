@@ -49,13 +49,15 @@ class Session {
         options_(options),
         progress_(progress),
         reader_(backend),
-        cache_(backend, model.facts(), model.facts().layers, options.positions()),
+        cache_(backend, model.facts(), model.facts().layers, options.positions(), options.cache_type),
         runner_(backend, model, cache_) {
     std::mt19937 random(1);
     for (int64_t i = 0; i < options.positions(); ++i)
       ids_.push_back(int32_t(random() % uint64_t(model.facts().vocab)));
     CHECK(cache_.reserve(pages_, options.positions()));
-    out_.cost = token_cost(model);
+    out_.cost = token_cost(model, options.cache_type);
+    out_.cache_type = options.cache_type;
+    out_.cache_bytes = cache_.bytes();
     out_.relu_zeros = count_zeros();
     out_.peak = peak_multiply_adds(backend);
     out_.memory_read = reader_.rate(kLargestSet);
@@ -195,10 +197,10 @@ int64_t ModelBenchOptions::positions() const {
   return largest(depth) + std::max(largest(prompt), largest(generate));
 }
 
-TokenCost token_cost(nn::Model& model) {
+TokenCost token_cost(nn::Model& model, CacheType cache_type) {
   const nn::ModelFacts& facts = model.facts();
   TokenCost cost;
-  cost.cache_bytes = 2.0 * 2.0 * double(facts.layers) * double(facts.hidden);
+  cost.cache_bytes = double(KvCache::position_bytes(facts, cache_type));
   const auto count = [&](const nn::Linear& layer) {
     cost.weight_bytes += lean_bytes(layer);
     cost.block_multiply_adds += multiply_adds(layer);
@@ -243,6 +245,8 @@ void ModelBench::add_to(nlohmann::json& object) const {
   object["fma_peak_gflop_s"] = 2e-9 * peak;
   object["weight_bytes"] = cost.weight_bytes;
   object["relu_zeros"] = relu_zeros;
+  object["kv_cache_dtype"] = name_of(cache_type);
+  object["kv_cache_bytes"] = cache_bytes;
   object["rows"] = nlohmann::json::array();
   for (const BenchRow& row : rows) object["rows"].push_back(row.json());
 }
@@ -251,8 +255,9 @@ std::string ModelBench::markdown() const {
   std::string text = fmt::format(
       "Memory reads at {:.1f} GB/s, a set of the model's {:.0f} MB at {:.1f} GB/s; fp32 multiply-adds at "
       "{:.0f} GFLOP/s; "
-      "{:.0f} % of fc2's input is zero.\n\n",
-      memory_read * 1e-9, cost.weight_bytes * 1e-6, model_read * 1e-9, 2e-9 * peak, 100 * relu_zeros);
+      "{:.0f} % of fc2's input is zero; a cache of {:.1f} MB in {}.\n\n",
+      memory_read * 1e-9, cost.weight_bytes * 1e-6, model_read * 1e-9, 2e-9 * peak, 100 * relu_zeros,
+      double(cache_bytes) * 1e-6, name_of(cache_type));
   text +=
       "| test | tokens/s, median | mean ± deviation | MB per token | of the read rate | of the fp32 peak |\n"
       "|---|---:|---:|---:|---:|---:|\n";

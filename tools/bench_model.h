@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "engine/nn/model.h"
+#include "engine/runtime/kv_cache.h"
 #include "tools/bench_machine.h"
 
 namespace ballast {
@@ -11,6 +11,7 @@ namespace ballast {
 struct ModelBenchOptions {
   std::vector<int64_t> prompt = {512}, generate = {64}, depth = {0};
   int64_t repeat = 5;
+  CacheType cache_type = CacheType::f32;
 
   /// Error when nothing is left to measure.
   void check() const;
@@ -19,14 +20,14 @@ struct ModelBenchOptions {
 };
 
 /// What one token costs at least. The weights count as a file without padding stores them: quantized ones with a
-/// 16-bit scale and a zero point per group, biases and norms in 16 bits.
+/// 16-bit scale and a zero point per group, biases and norms in 16 bits. Keys and values count as the cache has them.
 struct TokenCost {
   double weight_bytes = 0;
   double block_multiply_adds = 0;  ///< of the linear layers, without the head
   double head_multiply_adds = 0;
-  double cache_bytes = 0;  ///< keys and values of one earlier position in 16 bits
+  double cache_bytes = 0;                  ///< keys and values of one earlier position
 };
-TokenCost token_cost(nn::Model& model);
+TokenCost token_cost(nn::Model& model, CacheType cache_type);
 
 struct BenchRow {
   std::string test;  ///< "pp512", "tg64 @ d1024"
@@ -52,6 +53,8 @@ struct ModelBench {
          peak = 0;  ///< highest per second; model_read: a set of the model's size
   TokenCost cost;
   double relu_zeros = 0;  ///< share of exact zeros in the input of fc2
+  CacheType cache_type = CacheType::f32;
+  int64_t cache_bytes = 0;  ///< of the cache that the tests ran in
 
   void add_to(nlohmann::json& object) const;
   std::string markdown() const;

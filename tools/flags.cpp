@@ -96,6 +96,18 @@ void add_activations_flag(CLI::App& app, std::string& activations) {
       ->capture_default_str();
 }
 
+void add_cache_type_flag(CLI::App& app, CacheType& type) {
+  app.add_option_function<std::string>(
+         "--kv-cache-dtype",
+         [&type](const std::string& name) { type = name == "int8" ? CacheType::int8 : CacheType::f32; },
+         "How earlier tokens' keys and values are kept: f32, or int8 in little more than a quarter of the "
+         "memory, "
+         "less exact (CPU only)")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"f32", "int8"}))
+      ->default_str("f32");
+}
+
 std::string help_command(const CLI::App& root) {
   std::string command = root.get_name();
   for (const CLI::App* app : root.get_subcommands()) command += " " + app->get_name();

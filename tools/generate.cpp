@@ -148,7 +148,8 @@ void generate(const GenerateOptions& options, const GlobalOptions& global) {
 
 Generator::Generator(const GenerateOptions& options, const GlobalOptions& global)
     : backend_(find_backend(global.backend_with(options.activations))),
-      loaded_(load(options.model, *backend_)) {
+      loaded_(load(options.model, *backend_)),
+      cache_type_(options.cache_type) {
   const int64_t positions = model().facts().max_positions;
   if (options.context > positions)
     throw Error(
@@ -178,6 +179,7 @@ Engine Generator::engine(int64_t positions, const SchedulerLimits& limits) {
                 {.limits = limits,
                  .context = context_,
                  .cache_positions = positions,
+                 .cache_type = cache_type_,
                  .usable_vocab = loaded_.usable_vocab()});
 }
 

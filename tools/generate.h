@@ -16,6 +16,7 @@ struct GenerateOptions {
   std::optional<std::string> prompt;
   std::string prompt_file, batch_file;
   std::string activations = "f32";
+  CacheType cache_type = CacheType::f32;
   bool interactive = false, echo = false, json = false;
   int64_t max_tokens = 128;  ///< -1: as many as the context holds
   int64_t context = 0;       ///< 0: the model's
@@ -47,6 +48,7 @@ class Generator {
  private:
   std::unique_ptr<Backend> backend_;
   LoadedModel loaded_;
+  CacheType cache_type_;
   int64_t context_;
 };
 

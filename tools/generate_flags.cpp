@@ -104,6 +104,7 @@ void add_generate_flags(CLI::App& app, GenerateOptions& options) {
       ->type_name("N")
       ->check(CLI::Range(0, kMaxLogprobs));
   add_activations_flag(app, options.activations);
+  add_cache_type_flag(app, options.cache_type);
   app.add_flag("--echo", options.echo, "Show the prompt before its continuation");
   app.add_flag("--json", options.json, "Print one JSON object instead of text");
 }

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "engine/io/json.h"
+#include "engine/runtime/kv_cache.h"
 #include "models/registry.h"
 #include "tools/console.h"
 #include "tools/model_summary.h"
@@ -115,6 +116,10 @@ std::string text_of(const Checkpoint& checkpoint, const ModelSummary& model, con
   text +=
       fmt::format("whole       {:.3f} bits per weight, with the {} head{}\n", model.model_bits(),
                   model.tied ? "tied" : "separate", model.outside.size() > 1 ? " and the projections" : "");
+  if (!facts.image)
+    text += fmt::format("cache       {} a position, {} in int8\n",
+                        human_bytes(double(KvCache::position_bytes(facts, CacheType::f32))),
+                        human_bytes(double(KvCache::position_bytes(facts, CacheType::int8))));
   if (!model.sites.empty()) text += fmt::format("activations {}\n", sites_text(model.sites));
   if (model.outlier_share() > 0)
     text += fmt::format("outliers    {:.3f} % of the weights beside them\n", 100 * model.outlier_share());
@@ -142,6 +147,10 @@ nlohmann::json json_of(const Checkpoint& checkpoint, const ModelSummary& model) 
                            {"outlier_share", model.outlier_share()}};
   const auto* quantization = json_find(checkpoint.config(), "quantization_config", "config.json");
   object["quantization_config"] = quantization ? *quantization : nlohmann::json(nullptr);
+  if (!facts.image)
+    for (const CacheType type : {CacheType::f32, CacheType::int8})
+      object["kv_cache_bytes_per_position"][std::string(name_of(type))] =
+          KvCache::position_bytes(facts, type);
   object["linears"] = nlohmann::json::array();
   for (const auto* group : {&model.blocks, &model.outside})
     for (const LayerFacts& layer : *group) {

@@ -89,6 +89,7 @@ nlohmann::json json_of(const TextOptions& options, const PerplexityResult& resul
                            {"protocol", options.protocol},
                            {"dataset", options.dataset},
                            {"context", result.context},
+                           {"kv_cache_dtype", name_of(options.measure.cache_type)},
                            {"stride", result.stride},
                            {"first_window", options.measure.first_window},
                            {"window_nll", result.window_nll},
@@ -209,9 +210,10 @@ Subcommand add_perplexity(CLI::App& root, const GlobalOptions& global) {
   count("--stride", options->measure.stride, "Tokens between window starts, gptq only [a window]");
   count("--chunks", options->measure.windows, "Windows to measure at most [all]");
   count("--from-chunk", options->measure.first_window, "Windows to leave out at the beginning");
-  app->add_option("--reference", options->reference, "Folder of a model to compare with on the same windows")
+  app->add_option("--reference", options->reference, "Folder of a model to compare with on the same windows; its keys and values are kept in f32")
       ->type_name("DIR");
   add_activations_flag(*app, options->activations);
+  add_cache_type_flag(*app, options->measure.cache_type);
   app->add_flag("--json", options->json, "Print one JSON object");
   return {app, [options, &global] { measure(*options, global); }};
 }

@@ -18,6 +18,7 @@ namespace {
 struct ServeOptions {
   std::string model, name, labels, chat_template, prefix_cache = "shared", activations = "f32";
   int64_t slots = 16, context = 0, cache_positions = 0, batch_tokens = 512, queue = -1;
+  CacheType cache_type = CacheType::f32;
   double pass_seconds = 0.25;
   int max_logprobs = 5;
   int64_t max_body_mib = 4, max_image_mib = 16;
@@ -76,18 +77,22 @@ bool serve_text(const ServeOptions& options, const LoadedModel& loaded, Backend&
                 {.limits = {.max_sequences = options.slots, .max_batch_tokens = options.batch_tokens},
                  .context = context,
                  .cache_positions = cache_positions(options, context),
+                 .cache_type = options.cache_type,
                  .usable_vocab = loaded.usable_vocab(),
                  .pass_seconds = options.pass_seconds});
   served.facts["context"] = context;
+  served.facts["kv_cache"] = {{"dtype", name_of(options.cache_type)},
+                              {"bytes", engine.cache().bytes()},
+                              {"positions", engine.cache().pages() * kPagePositions}};
   served.slots = options.slots;
   served.engine = &engine;
   served.tokenizer = loaded.tokenizer.get();
   served.chat = chat ? &*chat : nullptr;
   served.usable_vocab = loaded.usable_vocab();
   served.max_logprobs = options.max_logprobs;
-  spdlog::info("{} ready on {} in {}: {} slots, context {}, cache {}", loaded.model->facts().architecture,
+  spdlog::info("{} ready on {} in {}: {} slots, context {}, cache {} ({})", loaded.model->facts().architecture,
                service.address(), human_seconds(loaded.seconds), options.slots, context,
-               human_bytes(double(engine.cache().bytes())));
+               human_bytes(double(engine.cache().bytes())), name_of(options.cache_type));
   return service.run(served);
 }
 
@@ -169,6 +174,7 @@ void add_engine_flags(CLI::App& app, ServeOptions& options) {
       ->check(CLI::IsMember({"shared", "per-key", "off"}))
       ->capture_default_str();
   add_activations_flag(app, options.activations);
+  add_cache_type_flag(app, options.cache_type);
 }
 
 void add_limit_flags(CLI::App& app, ServeOptions& options) {

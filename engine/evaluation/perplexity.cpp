@@ -15,10 +15,10 @@ constexpr int64_t kLogitFloats = int64_t(16) << 20;
 // One model running whole windows: its cache holds the windows of one pass.
 class WindowRunner {
  public:
-  WindowRunner(Backend& backend, nn::Model& model, int64_t windows, int64_t context)
+  WindowRunner(Backend& backend, nn::Model& model, int64_t windows, int64_t context, CacheType cache_type)
       : backend_(backend),
         cache_(backend, model.facts(), model.facts().layers,
-               windows * KvCache::pages_for(context) * kPagePositions),
+               windows * KvCache::pages_for(context) * kPagePositions, cache_type),
         runner_(backend, model, cache_),
         pages_(size_t(windows)) {
     for (PageTable& table : pages_) CHECK(cache_.reserve(table, context));
@@ -75,8 +75,8 @@ class Measurement {
         ids_(ids),
         options_(options),
         vocab_(model.facts().vocab),
-        model_(backend, model, windows_at_once, options.context) {
-    if (reference) reference_.emplace(backend, *reference, windows_at_once, options.context);
+        model_(backend, model, windows_at_once, options.context, options.cache_type) {
+    if (reference) reference_.emplace(backend, *reference, windows_at_once, options.context, CacheType::f32);
   }
 
   void run(std::span<const Window> windows);

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/nn/model.h"
+#include "engine/runtime/kv_cache.h"
 
 namespace ballast {
 
@@ -32,6 +32,7 @@ struct PerplexityOptions {
   int64_t windows = 0;         ///< evaluated at most; 0: all
   int32_t bos_id = -1;         ///< needed by llamacpp
   int64_t pass_tokens = 2048;  ///< windows run together up to so many tokens
+  CacheType cache_type = CacheType::f32;  ///< of the model's keys and values; a reference's are f32
 };
 
 /// tokens [first, first + context) with targets first + first_target … first + context − 1.

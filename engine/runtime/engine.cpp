@@ -24,7 +24,7 @@ Engine::Engine(Backend& backend, nn::Model& model, const EngineOptions& options)
       usable_vocab_(limited(options.usable_vocab, model.facts().vocab)),
       context_(limited(options.context, model.facts().max_positions)),
       cache_(backend, model.facts(), model.facts().layers,
-             options.cache_positions > 0 ? options.cache_positions : context_),
+             options.cache_positions > 0 ? options.cache_positions : context_, options.cache_type),
       scheduler_(cache_, context_, options.limits),
       runner_(backend, model, cache_),
       pass_seconds_(options.pass_seconds) {}

@@ -11,6 +11,7 @@ struct EngineOptions {
   SchedulerLimits limits;
   int64_t context = 0;          ///< longest sequence, in positions; 0: the model's
   int64_t cache_positions = 0;  ///< of all running sequences together; 0: one context's worth
+  CacheType cache_type = CacheType::f32;
   int64_t usable_vocab = 0;     ///< ids from here on have no text and are never sampled; 0: all rows
   /// What a pass may take about while sequences decode: prompts get no more rows than that. 0: no limit.
   double pass_seconds = 0;

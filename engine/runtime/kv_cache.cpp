@@ -9,13 +9,27 @@ std::span<const int32_t> page_of(std::span<const int32_t> tokens, int64_t index)
   return tokens.subspan(size_t(index * kPagePositions), size_t(kPagePositions));
 }
 
+// Of what is in the pages.
+DType element_of(CacheType type) {
+  return type == CacheType::f32 ? DType::f32 : DType::u8;
+}
+
 }  // namespace
 
-KvCache::KvCache(Backend& backend, const nn::ModelFacts& facts, int64_t layers, int64_t positions)
-    : pages_(std::max<int64_t>(1, pages_for(positions))), states_(size_t(pages_)) {
-  const int64_t page_floats = facts.hidden / facts.heads * kPagePositions;
+std::string_view name_of(CacheType type) {
+  return type == CacheType::f32 ? "f32" : "int8";
+}
+
+KvCache::KvCache(Backend& backend, const nn::ModelFacts& facts, int64_t layers, int64_t positions,
+                 CacheType type)
+    : type_(type), pages_(std::max<int64_t>(1, pages_for(positions))), states_(size_t(pages_)) {
+  if (type != CacheType::f32 && backend.device() != Device::cpu)
+    throw Error(str("--kv-cache-dtype ", name_of(type),
+                    " needs --device cpu: on CUDA keys and values are kept in f32"));
+  const DType element = element_of(type);
+  const int64_t elements = cache_page_elements(element, facts.hidden / facts.heads);
   for (int64_t layer = 0; layer < layers; ++layer) {
-    storage_.emplace_back(backend, DType::f32, Shape{pages_, 2, facts.heads, page_floats});
+    storage_.emplace_back(backend, element, Shape{pages_, 2, facts.heads, elements});
     views_.push_back(storage_.back().view());
   }
   for (int64_t page = pages_ - 1; page >= 0; --page) free_.push_back(int32_t(page));
@@ -88,6 +102,12 @@ void KvCache::publish(PageTable& table, uint64_t salt, std::span<const int32_t> 
       table[size_t(i)] = known;
     }
   }
+}
+
+int64_t KvCache::position_bytes(const nn::ModelFacts& facts, CacheType type) {
+  const DType element = element_of(type);
+  const int64_t page = cache_page_elements(element, facts.hidden / facts.heads) * size_of(element);
+  return facts.layers * 2 * facts.heads * page / kPagePositions;
 }
 
 int64_t KvCache::bytes() const {

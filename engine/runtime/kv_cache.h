@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <list>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "engine/nn/model.h"
@@ -16,10 +17,17 @@ namespace ballast {
 /// Pages of one sequence, in the order of its positions.
 using PageTable = std::vector<int32_t>;
 
+/// How keys and values are stored: as they are, or as signed bytes with a scale for each position and head
+/// (ops/attention.h), in little more than a quarter of the memory.
+enum class CacheType : uint8_t { f32, int8 };
+std::string_view name_of(CacheType type);
+
 class KvCache {
  public:
-  /// Room for `positions` positions in `layers` layers (rounded up to whole pages); contents start undefined.
-  KvCache(Backend& backend, const nn::ModelFacts& facts, int64_t layers, int64_t positions);
+  /// Room for `positions` positions in `layers` layers (rounded up to whole pages); contents start undefined. Error
+  /// where the backend has no such type.
+  KvCache(Backend& backend, const nn::ModelFacts& facts, int64_t layers, int64_t positions,
+          CacheType type = CacheType::f32);
 
   /// Grows `table` to hold `positions` positions; false, and no change, when the pool has too few free pages.
   bool reserve(PageTable& table, int64_t positions);
@@ -37,7 +45,10 @@ class KvCache {
   int64_t free_pages() const { return int64_t(free_.size()) + int64_t(kept_.size()); }
   int64_t pages() const { return pages_; }
   int64_t bytes() const;
-  /// One view per layer, [pages, 2, heads, head_dim · 16].
+  /// Of one position of all the model's layers.
+  static int64_t position_bytes(const nn::ModelFacts& facts, CacheType type);
+  CacheType type() const { return type_; }
+  /// One view per layer, see ops/attention.h.
   std::span<const OutputView> views() const { return views_; }
 
   static int64_t pages_for(int64_t positions) { return (positions + kPagePositions - 1) / kPagePositions; }
@@ -51,6 +62,7 @@ class KvCache {
   void use(int32_t page);
   void drop(int32_t page);
 
+  CacheType type_;
   int64_t pages_;
   std::vector<Tensor> storage_;
   std::vector<OutputView> views_;

@@ -27,7 +27,8 @@ AttentionTask task_for(const Attention& op, const AttentionSpan& span) {
   task.q_stride = op.q.strides[0];
   task.k_stride = op.k.strides[0];
   task.v_stride = op.v.strides[0];
-  task.cache = op.cache.as<float>();
+  task.cache = op.cache.as<uint8_t>();
+  task.coded = op.cache.dtype == DType::u8;
   task.heads = op.heads;
   task.head_dim = op.q.shape[1] / op.heads;
   task.pages = span.pages;

@@ -9,8 +9,7 @@
 // and which queries are done together, changes no bit.
 #pragma once
 
-#include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/cache_pages.h"
 
 namespace ballast::BALLAST_ISA {
 
@@ -24,26 +23,6 @@ inline constexpr int kQueries = 6, kPagesOfOne = 4, kVectorsOfOne = 4;
 inline constexpr int kQueries = 4, kPagesOfOne = 1, kVectorsOfOne = 1;
 #endif
 static_assert(kQueries <= kMostQueries && kAttentionBlock % (kPagesOfOne * kLanes) == 0);
-
-static inline float* key_page(const AttentionTask& task, int64_t position, int64_t head) {
-  const int64_t page_floats = task.head_dim * kLanes;
-  return task.cache + (int64_t(task.pages[position / kLanes]) * 2 * task.heads + head) * page_floats;
-}
-static inline float* value_page(const AttentionTask& task, int64_t position, int64_t head) {
-  return key_page(task, position, head) + task.heads * task.head_dim * kLanes;
-}
-
-static void append(const AttentionTask& task, int64_t head) {
-  for (int64_t row = 0; row < task.rows; ++row) {
-    const int64_t position = task.past + row, lane = position % kLanes;
-    float* keys = key_page(task, position, head);
-    float* values = value_page(task, position, head) + lane * task.head_dim;
-    const float* k = task.k + row * task.k_stride + head * task.head_dim;
-    const float* v = task.v + row * task.v_stride + head * task.head_dim;
-    for (int64_t d = 0; d < task.head_dim; ++d) keys[d * kLanes + lane] = k[d];
-    for (int64_t d = 0; d < task.head_dim; ++d) values[d] = v[d];
-  }
-}
 
 struct BlockSum {
   float top, total;  ///< largest score; Σ exp(score − top)
@@ -80,10 +59,14 @@ static float softmax(float* row, int64_t count) {
   return 1.0f / exponentials(row, count).total;
 }
 
+// Rows of 16 in a line of memory.
+template <class E>
+inline constexpr int64_t kRowsOfLine = 64 / (kLanes * int64_t(sizeof(E)));
+
 // scores[query][page][16] of QUERIES queries and PAGES pages; `next` are pages to fetch meanwhile, if any.
-template <int QUERIES, int PAGES>
-static inline void score_pages(const float* const* keys, const float* const* next, const float* q,
-                               int64_t head_dim, float* scores) {
+template <int QUERIES, int PAGES, class E>
+static inline void score_pages(const E* const* keys, const E* const* next, const float* q, int64_t head_dim,
+                               float* scores) {
   F sums[QUERIES][PAGES];
   for (int i = 0; i < QUERIES; ++i)
     for (int p = 0; p < PAGES; ++p) sums[i][p] = broadcast(0);
@@ -91,8 +74,8 @@ static inline void score_pages(const float* const* keys, const float* const* nex
     F key[PAGES];
 #pragma GCC unroll 8
     for (int p = 0; p < PAGES; ++p) {
-      key[p] = load(keys[p] + d * kLanes);
-      if (next) __builtin_prefetch(next[p] + d * kLanes);
+      key[p] = load_cached(keys[p] + d * kLanes);
+      if (next && d % kRowsOfLine<E> == 0) __builtin_prefetch(next[p] + d * kLanes);
     }
 #pragma GCC unroll 12
     for (int i = 0; i < QUERIES; ++i) {
@@ -101,37 +84,35 @@ static inline void score_pages(const float* const* keys, const float* const* nex
       for (int p = 0; p < PAGES; ++p) sums[i][p] = fma(query, key[p], sums[i][p]);
     }
   }
-  for (int i = 0; i < QUERIES; ++i)
-    for (int p = 0; p < PAGES; ++p) store(scores + i * kAttentionBlock + p * kLanes, sums[i][p]);
-}
-
-static inline F load_first(const float* p, int64_t count) {
-  float part[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
-  return load(part);
+  for (int p = 0; p < PAGES; ++p)
+    for (int i = 0; i < QUERIES; ++i) {
+      if constexpr (kCoded<E>) sums[i][p] = mul(sums[i][p], load(page_scales(keys[p], head_dim)));
+      store(scores + i * kAttentionBlock + p * kLanes, sums[i][p]);
+    }
 }
 
 // sums[query][d …] = Σ_j weights[query][j] v[j][d …] over the `count` positions of a block from `begin` on, for
 // VECTORS vectors of dimensions, or, where not WHOLE, for one of which `width` dimensions are left.
-template <int QUERIES, int VECTORS, bool WHOLE = true>
+template <class E, int QUERIES, int VECTORS, bool WHOLE = true>
 static inline void mix_values(const AttentionTask& task, int64_t head, int64_t begin, int64_t count,
                               const float* weights, int64_t d, int64_t width, float* out) {
   F sums[QUERIES][VECTORS];
   for (int i = 0; i < QUERIES; ++i)
     for (int n = 0; n < VECTORS; ++n) sums[i][n] = broadcast(0);
   for (int64_t j0 = 0; j0 < count; j0 += kLanes) {
-    const float* values = value_page(task, begin + j0, head) + d;
+    const E* values = value_page<E>(task, begin + j0, head) + d;
     // The page behind is fetched while this one is read, for a query alone, whose values come from memory.
     const bool more = QUERIES == 1 && j0 + kLanes < count;
-    const float* next = more ? value_page(task, begin + j0 + kLanes, head) + d : values;
+    const E* next = more ? value_page<E>(task, begin + j0 + kLanes, head) + d : values;
     const int64_t positions = count - j0 < kLanes ? count - j0 : kLanes;
     for (int64_t j = 0; j < positions; ++j) {
       F value[VECTORS];
 #pragma GCC unroll 4
       for (int n = 0; n < VECTORS; ++n) {
-        const float* from = values + j * task.head_dim + n * kLanes;
-        value[n] = WHOLE ? load(from) : load_first(from, width);
-        if (QUERIES == 1) __builtin_prefetch(next + j * task.head_dim + n * kLanes);
+        const E* from = values + j * task.head_dim + n * kLanes;
+        value[n] = WHOLE ? load_cached(from) : load_first(from, width);
+        if (QUERIES == 1 && n % kRowsOfLine<E> == 0)
+          __builtin_prefetch(next + j * task.head_dim + n * kLanes);
       }
 #pragma GCC unroll 12
       for (int i = 0; i < QUERIES; ++i) {
@@ -153,9 +134,19 @@ static inline void mix_values(const AttentionTask& task, int64_t head, int64_t b
     }
 }
 
+// Takes the scales of coded values to the weights of `count` positions; the others, whose scales may be anything, stay 0.
+static inline void scale_weights(const AttentionTask& task, int64_t head, int64_t begin, int64_t count,
+                                 float* weights) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const F scales = load(page_scales(value_page<int8_t>(task, begin + j, head), task.head_dim));
+    const F scaled = mul(load(weights + j), scales);
+    store(weights + j, count - j < kLanes ? first(int(count - j), scaled, broadcast(0)) : scaled);
+  }
+}
+
 // One block for QUERIES queries, of which query i sees count[i] > 0 positions of the block or none. `q` is scaled.
 // sums [query][head_dim] are not divided by the totals.
-template <int QUERIES>
+template <class E, int QUERIES>
 static inline void attend_block(const AttentionTask& task, int64_t head, int64_t block, const float* q,
                                 const int64_t* count, float* scores, float* sums, BlockSum* block_sums) {
   const int64_t begin = block * kAttentionBlock;
@@ -165,20 +156,20 @@ static inline void attend_block(const AttentionTask& task, int64_t head, int64_t
   const int64_t pages = (longest + kLanes - 1) / kLanes;
   int64_t page = 0;
   for (; page + kPages <= pages; page += kPages) {
-    const float *keys[kPages], *next[kPages];
+    const E *keys[kPages], *next[kPages];
     for (int p = 0; p < kPages; ++p) {
-      keys[p] = key_page(task, begin + (page + p) * kLanes, head);
+      keys[p] = key_page<E>(task, begin + (page + p) * kLanes, head);
       // Behind the last pages come this block's values.
       const int64_t ahead = page + p + kPages;
-      next[p] = ahead < pages ? key_page(task, begin + ahead * kLanes, head)
-                              : value_page(task, begin + (page + p) * kLanes, head);
+      next[p] = ahead < pages ? key_page<E>(task, begin + ahead * kLanes, head)
+                              : value_page<E>(task, begin + (page + p) * kLanes, head);
     }
-    score_pages<QUERIES, kPages>(keys, QUERIES == 1 ? next : nullptr, q, task.head_dim,
-                                 scores + page * kLanes);
+    score_pages<QUERIES, kPages, E>(keys, QUERIES == 1 ? next : nullptr, q, task.head_dim,
+                                    scores + page * kLanes);
   }
   for (; page < pages; ++page) {
-    const float* keys[] = {key_page(task, begin + page * kLanes, head)};
-    score_pages<QUERIES, 1>(keys, nullptr, q, task.head_dim, scores + page * kLanes);
+    const E* keys[] = {key_page<E>(task, begin + page * kLanes, head)};
+    score_pages<QUERIES, 1, E>(keys, nullptr, q, task.head_dim, scores + page * kLanes);
   }
   for (int i = 0; i < QUERIES; ++i) {
     if (count[i] > 0) block_sums[i] = exponentials(scores + i * kAttentionBlock, count[i]);
@@ -186,16 +177,17 @@ static inline void attend_block(const AttentionTask& task, int64_t head, int64_t
     // changes no bit.
     for (int64_t j = (count[i] + kLanes - 1) / kLanes * kLanes; j < longest; ++j)
       scores[i * kAttentionBlock + j] = 0;
+    if constexpr (kCoded<E>) scale_weights(task, head, begin, count[i], scores + i * kAttentionBlock);
   }
   int64_t d = 0;
   constexpr int kVectors = QUERIES == 1 ? kVectorsOfOne : 1;
   if constexpr (kVectors > 1)
     for (; d + kVectors * kLanes <= task.head_dim; d += kVectors * kLanes)
-      mix_values<QUERIES, kVectors>(task, head, begin, longest, scores, d, kLanes, sums);
+      mix_values<E, QUERIES, kVectors>(task, head, begin, longest, scores, d, kLanes, sums);
   for (; d + kLanes <= task.head_dim; d += kLanes)
-    mix_values<QUERIES, 1>(task, head, begin, longest, scores, d, kLanes, sums);
+    mix_values<E, QUERIES, 1>(task, head, begin, longest, scores, d, kLanes, sums);
   if (d < task.head_dim)
-    mix_values<QUERIES, 1, false>(task, head, begin, longest, scores, d, task.head_dim - d, sums);
+    mix_values<E, QUERIES, 1, false>(task, head, begin, longest, scores, d, task.head_dim - d, sums);
 }
 
 // all = the positions of `all` and then those of a block behind them.
@@ -242,7 +234,7 @@ struct RowState {
   float* block;   ///< [kMostQueries][head_dim]
 };
 
-template <int QUERIES>
+template <class E, int QUERIES>
 static inline void attend_queries(const AttentionTask& task, int64_t head, int64_t first, int64_t index,
                                   int64_t block, RowState& state) {
   const int64_t dim = task.head_dim;
@@ -253,7 +245,7 @@ static inline void attend_queries(const AttentionTask& task, int64_t head, int64
   }
   if (count[QUERIES - 1] == 0) return;  // rows ascend, so no query has a position here
   BlockSum sums[QUERIES];
-  attend_block<QUERIES>(task, head, block, state.q + index * dim, count, state.scores, state.block, sums);
+  attend_block<E, QUERIES>(task, head, block, state.q + index * dim, count, state.scores, state.block, sums);
   for (int i = 0; i < QUERIES; ++i) {
     if (count[i] == 0) continue;
     float* values = state.values + (index + i) * dim;
@@ -266,7 +258,8 @@ static inline void attend_queries(const AttentionTask& task, int64_t head, int64
   }
 }
 
-static void attend(const AttentionTask& task, int64_t head, int64_t first, int64_t last) {
+template <class E>
+static inline void attend_rows(const AttentionTask& task, int64_t head, int64_t first, int64_t last) {
   const int64_t dim = task.head_dim, rows = last - first;
   RowState state;
   state.q = task.scratch;
@@ -277,11 +270,16 @@ static void attend(const AttentionTask& task, int64_t head, int64_t first, int64
   const int64_t seen = task.causal ? task.past + last : task.past + task.rows;
   for (int64_t block = 0; block * kAttentionBlock < seen; ++block) {
     int64_t i = 0;
-    for (; i + kQueries <= rows; i += kQueries) attend_queries<kQueries>(task, head, first, i, block, state);
-    for (; i < rows; ++i) attend_queries<1>(task, head, first, i, block, state);
+    for (; i + kQueries <= rows; i += kQueries)
+      attend_queries<E, kQueries>(task, head, first, i, block, state);
+    for (; i < rows; ++i) attend_queries<E, 1>(task, head, first, i, block, state);
   }
   for (int64_t i = 0; i < rows; ++i)
     write_row(task, head, first + i, state.values + i * dim, state.sums[i].total);
+}
+
+static void attend(const AttentionTask& task, int64_t head, int64_t first, int64_t last) {
+  task.coded ? attend_rows<int8_t>(task, head, first, last) : attend_rows<float>(task, head, first, last);
 }
 
 static void attend_part(const AttentionTask& task, int64_t head, int64_t row, int64_t block, float* part) {
@@ -289,7 +287,8 @@ static void attend_part(const AttentionTask& task, int64_t head, int64_t row, in
   scale_query(task, head, row, task.scratch);
   const int64_t count = seen_in_block(task, row, block);
   BlockSum sums;
-  attend_block<1>(task, head, block, task.scratch, &count, scores, part + 2, &sums);
+  const auto attend = task.coded ? attend_block<int8_t, 1> : attend_block<float, 1>;
+  attend(task, head, block, task.scratch, &count, scores, part + 2, &sums);
   part[0] = sums.top;
   part[1] = sums.total;
 }

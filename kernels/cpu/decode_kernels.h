@@ -145,11 +145,19 @@ static inline void binary_tables(const uint16_t* coefficients, F (*values)[4]) {
   values[0][3] = add(c[5], c[6]);
 }
 
+// A bit for each of `columns` columns, at most 16, from `k` on.
+static inline uint32_t salient_columns(const uint8_t* salient, int64_t k, int64_t columns) {
+  uint32_t bits = 0;
+  for (int64_t byte = k / 8; byte <= (k + columns - 1) / 8; ++byte)
+    bits |= uint32_t(salient[byte]) << (8 * (byte - k / 8));
+  return bits >> (k % 8) & ((1u << columns) - 1);
+}
+
+// All columns as if none were salient, from registers, then those that are once more: they are few.
 static void decode_residual_binary(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
                                    float* out) {
-  constexpr int64_t kFactBytes = kBinaryCoefficients * 2 * kTileRows;
-  constexpr int64_t kCodeBytes = 2 * kTileRows / 8;
-  const int64_t per_block = kFactBytes + kCodeBytes * weight.group_size;
+  constexpr int64_t kFactBytes = kBinaryCoefficients * 2 * kTileRows, kWordBytes = 4 * kTileRows;
+  const int64_t per_block = kFactBytes + (weight.group_size + kCodesOfWord - 1) / kCodesOfWord * kWordBytes;
   for (int64_t k = k0; k < k0 + count;) {
     const int64_t block = k / weight.group_size;
     int64_t end = (block + 1) * weight.group_size;
@@ -157,13 +165,26 @@ static void decode_residual_binary(const TiledWeight& weight, const uint8_t* til
     const uint8_t* facts = tile + block * per_block;
     F values[2][4];
     binary_tables(reinterpret_cast<const uint16_t*>(facts), values);
-    const uint8_t* codes = facts + kFactBytes + (k - block * weight.group_size) * kCodeBytes;
-    for (; k < end; ++k, codes += kCodeBytes, out += kTileRows) {
-      const F* of_code = values[weight.salient[k / 8] >> (k % 8) & 1];
-      uint16_t bits[2];
-      __builtin_memcpy(bits, codes, sizeof bits);
-      store(out, choose(bits[1], choose(bits[0], of_code[3], of_code[2]),
-                        choose(bits[0], of_code[1], of_code[0])));
+    while (k < end) {
+      const int64_t in_block = k - block * weight.group_size, first_code = in_block % kCodesOfWord;
+      const int64_t columns = end - k < kCodesOfWord - first_code ? end - k : kCodesOfWord - first_code;
+      const Codes codes =
+          skip(load_words(facts + kFactBytes + in_block / kCodesOfWord * kWordBytes), int(first_code));
+      Codes left = codes;
+      if (columns == kCodesOfWord) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kCodesOfWord; ++i, left = skip_one(left))
+          store(out + i * kTileRows, choose(left, values[0]));
+      } else {
+        for (int64_t i = 0; i < columns; ++i, left = skip_one(left))
+          store(out + i * kTileRows, choose(left, values[0]));
+      }
+      for (uint32_t salient = salient_columns(weight.salient, k, columns); salient; salient &= salient - 1) {
+        const int i = __builtin_ctz(salient);
+        store(out + i * kTileRows, choose(skip(codes, i), values[1]));
+      }
+      k += columns;
+      out += columns * kTileRows;
     }
   }
 }

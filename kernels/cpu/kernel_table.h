@@ -39,6 +39,8 @@ static constexpr int affine_bits(TileKind kind) {
 
 /// 16-bit numbers that every row has per block of residual binary weights.
 inline constexpr int64_t kBinaryCoefficients = 7;
+/// Their codes in a word.
+inline constexpr int64_t kCodesOfWord = 16;
 
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
@@ -47,8 +49,8 @@ inline constexpr int64_t kBinaryCoefficients = 7;
 ///   outliers         per group: [2·stat_bits bytes: 16 scale codes, row 0 in the lowest bits], [16 zero codes],
 ///                    [4 f16: scale_low, scale_step, zero_low, zero_step], the codes of its chunks, 0 under an
 ///                    outlier; outliers lie behind all tiles
-///   residual_binary  per block: [7][16 f16 coefficients], [k][u16: bit 0 of 16 codes, u16: bit 1]; the last
-///                    block may be shorter
+///   residual_binary  per block: [7][16 f16 coefficients], [k / 16][16 rows] words of 16 codes, the first in the
+///                    highest two bits; the last block may be shorter
 /// Codes and numbers of a row are 0 for rows beyond out_features.
 struct TiledWeight {
   const uint8_t* data;
@@ -96,8 +98,8 @@ struct RoundTask {
   const float* x;
   int64_t count;
   float* y;
-  int kind;             ///< ActivationGrid::Kind
-  float step, inverse;  ///< s, 1/s
+  int kind;                                         ///< ActivationGrid::Kind
+  float step, inverse;                              ///< s, 1/s
   float coarse_step, coarse_inverse, coarse_units;  ///< twin: s·2^m, its inverse, 2^m
   float low, high;  ///< bounds of round(x/s); of twin grids: that of the fine, then that of the coarse range
   float offset;     ///< IntegerCodes::offset
@@ -132,7 +134,7 @@ struct LinearTask {
   uint8_t activation;  ///< Activation
   float* scratch;      ///< linear_scratch_floats(), one per calling thread
   PlaneBlocks planes;  ///< instead of x_blocks, for linear_planes and linear_fixed
-  float input_step;       ///< linear_fixed: x̂ = input_step · (digit + input_offset)
+  float input_step;    ///< linear_fixed: x̂ = input_step · (digit + input_offset)
   int32_t input_offset;
   bool input_words;
 };
@@ -140,7 +142,8 @@ struct LinearTask {
 struct AttentionTask {
   const float *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;
-  float* cache;
+  uint8_t* cache;  ///< pages as ops/attention.h has them
+  bool coded;      ///< of signed bytes with scales
   int64_t heads, head_dim;
   const int32_t* pages;
   int64_t past, rows;  ///< of this span

@@ -79,6 +79,9 @@ static inline F load_bfloat(const uint16_t* p) {
 static inline F load_bytes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+static inline F load_signed_bytes(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 // Sixteen codes of BITS bits each, lowest bits first. The upper eight are read from the last four bytes, so
 // that nothing beyond the codes is touched.
 template <int BITS>
@@ -95,9 +98,25 @@ static inline F load_codes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(
       _mm512_and_si512(_mm512_srlv_epi32(fields, shifts), _mm512_set1_epi32((1 << B) - 1)))};
 }
-// Lanes whose bit of the mask is set from a, the others from b.
-static inline F choose(uint16_t mask, F a, F b) {
-  return {_mm512_mask_blend_ps(__mmask16(mask), b.v, a.v)};
+// Words of two-bit codes, the next one in the two highest bits.
+struct Codes {
+  __m512i v;
+};
+static inline Codes load_words(const uint8_t* p) {
+  return {_mm512_loadu_si512(p)};
+}
+static inline Codes skip(Codes a, int count) {
+  return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(2 * count))};
+}
+static inline Codes skip_one(Codes a) {
+  return {_mm512_slli_epi32(a.v, 2)};
+}
+// of[code], lane by lane.
+static inline F choose(Codes codes, const F* of) {
+  const __mmask16 low = _mm512_test_epi32_mask(codes.v, _mm512_set1_epi32(1 << 30));
+  const __mmask16 high = _mm512_movepi32_mask(codes.v);
+  return {_mm512_mask_blend_ps(high, _mm512_mask_blend_ps(low, of[0].v, of[1].v),
+                               _mm512_mask_blend_ps(low, of[2].v, of[3].v))};
 }
 // Lanes below `count` from a, the others from b.
 static inline F first(int count, F a, F b) {
@@ -160,6 +179,10 @@ static inline F load_bytes(const uint8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
 }
+static inline F load_signed_bytes(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
+}
 template <int BITS>
 static inline F load_codes(const uint8_t* p) {
   if constexpr (BITS == 8) return load_bytes(p);
@@ -173,13 +196,28 @@ static inline F load_codes(const uint8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(lower), lo), mask)),
           _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(upper), hi), mask))};
 }
-static inline F choose(uint16_t mask, F a, F b) {
-  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), all = _mm256_set1_epi32(mask);
-  const __m256i lo = _mm256_cmpeq_epi32(_mm256_and_si256(all, bit), bit);
-  const __m256i high_bit = _mm256_slli_epi32(bit, 8);
-  const __m256i hi = _mm256_cmpeq_epi32(_mm256_and_si256(all, high_bit), high_bit);
-  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(lo)),
-          _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(hi))};
+struct Codes {
+  __m256i lo, hi;
+};
+static inline Codes load_words(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+static inline Codes skip(Codes a, int count) {
+  const __m128i bits = _mm_cvtsi32_si128(2 * count);
+  return {_mm256_sll_epi32(a.lo, bits), _mm256_sll_epi32(a.hi, bits)};
+}
+static inline Codes skip_one(Codes a) {
+  return {_mm256_slli_epi32(a.lo, 2), _mm256_slli_epi32(a.hi, 2)};
+}
+// A blend looks at the highest bit.
+static inline __m256 choose8(__m256i codes, __m256 of0, __m256 of1, __m256 of2, __m256 of3) {
+  const __m256 high = _mm256_castsi256_ps(codes), low = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 1));
+  return _mm256_blendv_ps(_mm256_blendv_ps(of0, of1, low), _mm256_blendv_ps(of2, of3, low), high);
+}
+static inline F choose(Codes codes, const F* of) {
+  return {choose8(codes.lo, of[0].lo, of[1].lo, of[2].lo, of[3].lo),
+          choose8(codes.hi, of[0].hi, of[1].hi, of[2].hi, of[3].hi)};
 }
 static inline F first(int count, F a, F b) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -246,6 +284,9 @@ static inline F load_bfloat(const uint16_t* p) {
 static inline F load_bytes(const uint8_t* p) {
   BALLAST_EACH(float(p[i]));
 }
+static inline F load_signed_bytes(const int8_t* p) {
+  BALLAST_EACH(float(p[i]));
+}
 template <int BITS>
 static inline F load_codes(const uint8_t* p) {
   F out;
@@ -256,8 +297,23 @@ static inline F load_codes(const uint8_t* p) {
   }
   return out;
 }
-static inline F choose(uint16_t mask, F a, F b) {
-  BALLAST_EACH(mask >> i & 1 ? a.v[i] : b.v[i]);
+struct Codes {
+  uint32_t v[kLanes];
+};
+static inline Codes load_words(const uint8_t* p) {
+  Codes out;
+  __builtin_memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+static inline Codes skip(Codes a, int count) {
+  for (uint32_t& word : a.v) word <<= 2 * count;
+  return a;
+}
+static inline Codes skip_one(Codes a) {
+  return skip(a, 1);
+}
+static inline F choose(Codes codes, const F* of) {
+  BALLAST_EACH(of[codes.v[i] >> 30].v[i]);
 }
 static inline F first(int count, F a, F b) {
   BALLAST_EACH(i < count ? a.v[i] : b.v[i]);

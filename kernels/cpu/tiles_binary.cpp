@@ -8,8 +8,15 @@
 namespace ballast {
 namespace {
 
+constexpr int64_t kFactBytes = kBinaryCoefficients * 2 * kTileRows;
+
+int64_t code_bytes(int64_t columns) {
+  return (columns + kCodesOfWord - 1) / kCodesOfWord * kTileRows * int64_t(sizeof(uint32_t));
+}
+
 int64_t tile_bytes(const ResidualBinaryView& weight) {
-  return weight.blocks() * kBinaryCoefficients * 2 * kTileRows + weight.in_features * 2 * kTileRows / 8;
+  const int64_t whole = weight.in_features / weight.block_size, rest = weight.in_features % weight.block_size;
+  return weight.blocks() * kFactBytes + whole * code_bytes(weight.block_size) + code_bytes(rest);
 }
 
 void pack_tile(const ResidualBinaryMatrix& source, int64_t tile, uint8_t* out) {
@@ -24,14 +31,15 @@ void pack_tile(const ResidualBinaryMatrix& source, int64_t tile, uint8_t* out) {
     std::memcpy(out, coefficients, sizeof coefficients);
     out += sizeof coefficients;
     const int64_t end = std::min(source.in_features, (block + 1) * source.block_size);
-    for (int64_t k = block * source.block_size; k < end; ++k) {
-      uint16_t planes[2] = {};
+    for (int64_t k = block * source.block_size; k < end; k += kCodesOfWord) {
+      uint32_t words[kTileRows] = {};
       for (int64_t row = 0; row < rows; ++row) {
-        const uint32_t code = source.codes[size_t((row0 + row) * source.in_features + k)];
-        for (int bit = 0; bit < 2; ++bit) planes[bit] = uint16_t(planes[bit] | (code >> bit & 1u) << row);
+        const uint8_t* codes = source.codes.data() + (row0 + row) * source.in_features + k;
+        for (int64_t i = 0; i < std::min(kCodesOfWord, end - k); ++i)
+          words[row] |= uint32_t(codes[i]) << (30 - 2 * i);
       }
-      std::memcpy(out, planes, sizeof planes);
-      out += sizeof planes;
+      std::memcpy(out, words, sizeof words);
+      out += sizeof words;
     }
   }
 }

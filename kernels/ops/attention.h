@@ -23,6 +23,15 @@ enum class Mask : uint8_t { causal, full };
 /// vector.
 inline constexpr int64_t kPagePositions = 16;
 
+/// Elements of what a cache page holds of one head's keys, or of its values; one page has both, of all heads.
+///   f32  keys [head_dim][16]; values [16][head_dim]
+///   u8   the same as signed bytes, then 16 f32, a scale for each position: x ≈ scale · code with scale =
+///        max|x| / 127 over the head and code = x / scale rounded to nearest, ties to even. A vector that is nowhere
+///        larger than 2^-100 is stored as zeros, one with an infinity or a NaN as NaN.
+constexpr int64_t cache_page_elements(DType type, int64_t head_dim) {
+  return kPagePositions * (type == DType::f32 ? head_dim : head_dim + int64_t(sizeof(float)));
+}
+
 /// Consecutive rows of the batch that belong to one sequence.
 struct AttentionSpan {
   int32_t first_row = 0;
@@ -35,14 +44,13 @@ struct Attention {
   TensorView q;      ///< f32 [tokens, width], width = heads · head_dim
   TensorView k;      ///< f32 [tokens, width]
   TensorView v;      ///< f32 [tokens, width]
-  OutputView cache;  ///< f32 [pages, 2, heads, head_dim · kPagePositions]: keys [head_dim][16], values
-                     ///< [16][head_dim]; or empty
+  OutputView cache;  ///< f32 or u8 [pages, 2, heads, cache_page_elements], keys and then values; or empty
   std::span<const AttentionSpan> spans;
   int64_t heads = 0;
   float scale = 1;  ///< OPT: head_dim^-1/2, applied to q before the product
   Mask mask = Mask::causal;
   std::optional<ActivationGrid> probability_grid;  ///< softmax is rounded to it; without a cache only
-  OutputView out;  ///< f32 [tokens, width]
+  OutputView out;                                  ///< f32 [tokens, width]
 
   void check() const {
     DimChecker dims("attention");
@@ -56,7 +64,8 @@ struct Attention {
     dims.bind("heads", heads, "heads");
     if (cache) {
       dims.bind("pair", 2, "key and value");
-      dims.bind("page", dims["width"] / heads * kPagePositions, "head_dim");
+      dims.dtype(cache, "cache", {DType::f32, DType::u8});
+      dims.bind("page", cache_page_elements(cache.dtype, dims["width"] / heads), "head_dim");
       dims.match(cache, "cache", {"pages", "pair", "heads", "page"});
     }
     CHECK(!cache || !probability_grid, "attention: a grid for probabilities, and a cache");

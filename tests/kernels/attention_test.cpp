@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "tests/support/backends.h"
@@ -34,6 +35,7 @@ struct Sequence {
 struct Setting {
   int64_t heads = 2, head_dim = 16;
   Mask mask = Mask::causal;
+  DType cache = DType::f32;
   int64_t width() const { return heads * head_dim; }
   float scale() const { return 1 / std::sqrt(float(head_dim)); }
 };
@@ -57,11 +59,45 @@ class Cache {
       pages_.emplace_back(next, next + page_count(sequence.length));
       next += page_count(sequence.length);
     }
-    data_.assign(size_t(total * 2 * setting.width() * kPagePositions), garbage);
-    shape_ = {total, 2, setting.heads, setting.head_dim * kPagePositions};
+    shape_ = {total, 2, setting.heads, cache_page_elements(setting.cache, setting.head_dim)};
+    data_.assign(size_t(shape_.elements() * size_of(setting.cache)) / sizeof(float), garbage);
   }
   const int32_t* pages(size_t sequence) const { return pages_[sequence].data(); }
-  OutputView view() { return view_of(data_, shape_); }
+  OutputView view() { return OutputView(data_.data(), setting_.cache, shape_); }
+
+  // What a position's keys (which = 0) or values (1) are in the cache, of one head.
+  struct Stored {
+    std::vector<int> codes;  ///< of a coded cache
+    float scale = 1;
+    std::vector<float> numbers;
+  };
+  Stored stored(size_t sequence, int64_t position, int which, int64_t head) const {
+    const int64_t dim = setting_.head_dim, lane = position % kPagePositions;
+    const int64_t page = pages_[sequence][size_t(position / kPagePositions)];
+    const int64_t at = ((page * 2 + which) * setting_.heads + head) * shape_[3];
+    Stored out;
+    const auto* const codes = reinterpret_cast<const int8_t*>(data_.data()) + at;
+    const bool coded = setting_.cache == DType::u8;
+    if (coded) std::memcpy(&out.scale, codes + dim * kPagePositions + lane * 4, sizeof out.scale);
+    for (int64_t d = 0; d < dim; ++d) {
+      const int64_t place = which == 0 ? d * kPagePositions + lane : lane * dim + d;
+      if (coded) out.codes.push_back(codes[place]);
+      out.numbers.push_back(coded ? out.scale * float(codes[place]) : data_[size_t(at + place)]);
+    }
+    return out;
+  }
+  // The sequence with keys and values as the cache has them.
+  Sequence stored(size_t index, const Sequence& sequence) const {
+    Sequence out = sequence;
+    for (int64_t t = 0; t < sequence.length; ++t)
+      for (int64_t head = 0; head < setting_.heads; ++head)
+        for (int which : {0, 1}) {
+          const std::vector<float> numbers = stored(index, t, which, head).numbers;
+          std::copy(numbers.begin(), numbers.end(),
+                    (which == 0 ? out.k : out.v).begin() + t * setting_.width() + head * setting_.head_dim);
+        }
+    return out;
+  }
 
  private:
   Setting setting_;
@@ -116,13 +152,16 @@ std::vector<std::vector<float>> empty_outs(const Setting& setting, const std::ve
   return outs;
 }
 
-// Each sequence alone and at once.
+// Each sequence alone and at once; `stored` gets them with keys and values as the cache has them.
 std::vector<std::vector<float>> run_alone(Backend& backend, const Setting& setting,
-                                          const std::vector<Sequence>& sequences, float garbage = kNan) {
+                                          const std::vector<Sequence>& sequences, float garbage = kNan,
+                                          std::vector<Sequence>* stored = nullptr) {
   auto outs = empty_outs(setting, sequences);
   Cache cache(setting, sequences, 1, garbage);
   for (size_t s = 0; s < sequences.size(); ++s)
     run_batch(backend, setting, sequences, cache, {{s, 0, sequences[s].length}}, outs);
+  if (stored)
+    for (size_t s = 0; s < sequences.size(); ++s) stored->push_back(cache.stored(s, sequences[s]));
   return outs;
 }
 
@@ -130,7 +169,7 @@ std::vector<std::vector<float>> run_alone(Backend& backend, const Setting& setti
 // difference from the largest) a probability is off by the factor e^2es and a few roundings of the
 // exponential; the sums over n positions and the final product add n + 4. Joining a block of positions to those
 // before it rounds one more difference of scores, two exponentials (3 roundings each) and a product and a sum for
-// each of values and total: 12.
+// each of values and total: 12. Scales of a coded cache round once more each, in scores and in weights.
 void head_row(const Setting& setting, const Sequence& s, int64_t row, int64_t head,
               std::vector<Expected>& out) {
   const int64_t dim = setting.head_dim, width = setting.width();
@@ -154,9 +193,11 @@ void head_row(const Setting& setting, const Sequence& s, int64_t row, int64_t he
   }
   for (double& w : weight) total += (w = std::exp(w - top));
   const double joins = double((count - 1) / kBlock);
+  const bool coded = setting.cache == DType::u8;
   const double score_error =
-      double(dim + 2) * kRound32 * magnitude + (joins > 0 ? 2 : 1) * kRound32 * (top - lowest);
-  const double relative = std::expm1(2 * score_error) + (2 * double(count) + 12 + 12 * joins) * kRound32;
+      double(dim + (coded ? 3 : 2)) * kRound32 * magnitude + (joins > 0 ? 2 : 1) * kRound32 * (top - lowest);
+  const double relative =
+      std::expm1(2 * score_error) + (2 * double(count) + (coded ? 13 : 12) + 12 * joins) * kRound32;
   for (int64_t d = 0; d < dim; ++d) {
     double value = 0, absolute = 0;
     for (int64_t j = 0; j < count; ++j) {
@@ -173,6 +214,8 @@ std::vector<Expected> reference(const Setting& setting, const Sequence& sequence
     for (int64_t head = 0; head < setting.heads; ++head) head_row(setting, sequence, row, head, out);
   return out;
 }
+
+constexpr DType kCaches[] = {DType::f32, DType::u8};
 
 class AttentionOp : public IsaTest {};
 // Without a cache the same sums are formed by other loops.
@@ -212,7 +255,8 @@ TEST_P(AttentionOp, WholeSequencesNeedNoCache) {
           EXPECT_TRUE(within_bounds(one, reference(setting, sequences[i]))) << "head_dim " << head_dim;
         }
         if (with_one_thread.empty()) with_one_thread = out;
-        EXPECT_TRUE(same_bits(out, with_one_thread)) << "head_dim " << head_dim << ", " << threads << " threads";
+        EXPECT_TRUE(same_bits(out, with_one_thread))
+            << "head_dim " << head_dim << ", " << threads << " threads";
       }
     }
 }
@@ -222,28 +266,84 @@ BALLAST_FOR_ALL_ISAS(AttentionOp);
 TEST_P(AttentionOp, MatchesF64AndTheScalarBits) {
   const auto two = test::cpu_backend(GetParam(), 2), scalar_backend = test::cpu_backend("scalar");
   for (int64_t head_dim : {1, 12, 16, 20, 64, 80})
-    for (Mask mask : {Mask::causal, Mask::full}) {
-      const Setting setting{.heads = 3, .head_dim = head_dim, .mask = mask};
-      Random random{uint64_t(head_dim)};
-      std::vector<Sequence> sequences;
-      for (int64_t length : {1, 3, 16, 17, 50, int(kBlock) + 1, scalar() ? 2 : 2 * int(kBlock) + 45})
-        sequences.push_back(random_sequence(random, setting, length));
-      const auto outs = run_alone(*backend_, setting, sequences);
-      const auto outs_two = run_alone(*two, setting, sequences);
-      const auto outs_scalar = run_alone(*scalar_backend, setting, sequences);
-      for (size_t s = 0; s < sequences.size(); ++s) {
-        SCOPED_TRACE(str("head_dim ", head_dim, ", mask ", int(mask), ", length ", sequences[s].length));
-        ASSERT_TRUE(within_bounds(outs[s], reference(setting, sequences[s])));
-        ASSERT_TRUE(same_bits(outs_two[s], outs[s])) << "two threads";
-        ASSERT_TRUE(same_bits(outs_scalar[s], outs[s])) << "scalar";
+    for (Mask mask : {Mask::causal, Mask::full})
+      for (DType type : kCaches) {
+        const Setting setting{.heads = 3, .head_dim = head_dim, .mask = mask, .cache = type};
+        Random random{uint64_t(head_dim)};
+        std::vector<Sequence> sequences, stored;
+        for (int64_t length : {1, 3, 16, 17, 50, int(kBlock) + 1, scalar() ? 2 : 2 * int(kBlock) + 45})
+          sequences.push_back(random_sequence(random, setting, length));
+        const auto outs = run_alone(*backend_, setting, sequences, kNan, &stored);
+        const auto outs_two = run_alone(*two, setting, sequences);
+        const auto outs_scalar = run_alone(*scalar_backend, setting, sequences);
+        for (size_t s = 0; s < sequences.size(); ++s) {
+          SCOPED_TRACE(str("head_dim ", head_dim, ", mask ", int(mask), ", length ", sequences[s].length,
+                           ", ", name_of(type)));
+          ASSERT_TRUE(within_bounds(outs[s], reference(setting, stored[s])));
+          ASSERT_TRUE(same_bits(outs_two[s], outs[s])) << "two threads";
+          ASSERT_TRUE(same_bits(outs_scalar[s], outs[s])) << "scalar";
+        }
       }
-    }
+}
+
+// The nearest codes of every vector of keys and values, one scale each.
+TEST_P(AttentionOp, CodedCacheKeepsTheNearestCodes) {
+  const Setting setting{.heads = 2, .head_dim = 20, .cache = DType::u8};
+  Random random(3);
+  Sequence sequence = random_sequence(random, setting, 37);
+  // Positions 0 to 5, head 1: zeros, a number too small to count, one that just does, a tie, NaN, infinity.
+  const auto keys = [&](int64_t t) { return sequence.k.begin() + t * setting.width() + setting.head_dim; };
+  for (int64_t t = 0; t < 6; ++t) std::fill(keys(t), keys(t) + setting.head_dim, 0.0f);
+  *keys(1) = 0x1p-101f;
+  *keys(2) = 0x1p-100f;
+  keys(3)[0] = -127, keys(3)[1] = 2.5f, keys(3)[2] = -3.5f;
+  keys(4)[7] = kNan, keys(5)[19] = -std::numeric_limits<float>::infinity();
+  Cache cache(setting, {sequence}, 2);
+  auto outs = empty_outs(setting, {sequence});
+  for (const auto& [past, rows] : {std::pair(0, 3), std::pair(3, 33), std::pair(36, 1)})
+    run_batch(*backend_, setting, {sequence}, cache, {{0, past, rows}}, outs);
+  for (int64_t t = 0; t < sequence.length; ++t)
+    for (int64_t head = 0; head < setting.heads; ++head)
+      for (int which : {0, 1}) {
+        SCOPED_TRACE(str("position ", t, ", head ", head, which == 0 ? ", keys" : ", values"));
+        const Cache::Stored stored = cache.stored(0, t, which, head);
+        const auto x =
+            (which == 0 ? sequence.k : sequence.v).begin() + t * setting.width() + head * setting.head_dim;
+        if (which == 0 && head == 1 && t < 6 && t != 2 && t != 3) {
+          EXPECT_EQ(stored.codes, std::vector<int>(20, 0));
+          EXPECT_TRUE(t < 2 ? stored.scale == 0 : std::isnan(stored.scale)) << stored.scale;
+          continue;
+        }
+        float largest = 0;
+        for (int64_t d = 0; d < setting.head_dim; ++d) largest = std::max(largest, std::abs(x[d]));
+        EXPECT_EQ(stored.scale, largest / 127);
+        for (int64_t d = 0; d < setting.head_dim; ++d) {
+          EXPECT_LE(std::abs(stored.codes[size_t(d)]), 127);
+          EXPECT_LE(std::abs(x[d] / stored.scale - float(stored.codes[size_t(d)])), 0.5f + 1e-4f);
+          EXPECT_TRUE(std::abs(x[d]) < largest || std::abs(stored.codes[size_t(d)]) == 127);
+        }
+      }
+  EXPECT_EQ(cache.stored(0, 3, 0, 1).codes[1], 2) << "a tie goes to the even code";
+  EXPECT_EQ(cache.stored(0, 3, 0, 1).codes[2], -4);
+}
+
+// A row is computed together with later ones, whose values may be anything.
+TEST_P(AttentionOp, InfiniteValuesReachNoEarlierRowOfACodedCache) {
+  const Setting setting{.heads = 1, .head_dim = 16, .cache = DType::u8};
+  Random random(12);
+  std::vector<Sequence> sequences{random_sequence(random, setting, 24)};
+  const auto finite = run_alone(*backend_, setting, sequences);
+  sequences[0].v.back() = std::numeric_limits<float>::infinity();
+  const auto outs = run_alone(*backend_, setting, sequences);
+  for (size_t i = 0; i < 24 * 16; ++i)
+    ASSERT_TRUE(i < 23 * 16 ? outs[0][i] == finite[0][i] : std::isnan(outs[0][i])) << i;
 }
 
 TEST_P(AttentionOp, AnyChunkingGivesTheSameBits) {
   constexpr int64_t kLength = 2 * kBlock + 35;
-  for (int64_t head_dim : {12, 64}) {
-    const Setting setting{.heads = 2, .head_dim = head_dim};
+  for (const auto& [head_dim, type] :
+       {std::pair(12, DType::f32), std::pair(64, DType::f32), std::pair(64, DType::u8)}) {
+    const Setting setting{.heads = 2, .head_dim = head_dim, .cache = type};
     Random random(5);
     const std::vector<Sequence> sequences{random_sequence(random, setting, kLength)};
     const auto whole = run_alone(*backend_, setting, sequences);
@@ -269,9 +369,11 @@ TEST_P(AttentionOp, AnyChunkingGivesTheSameBits) {
 
 // Prefill chunks and single decode rows of several sequences in the same batches.
 TEST_P(AttentionOp, MixedBatchesGiveTheBitsOfEachSequenceAlone) {
-  for (int threads : {1, 2, 5}) {
+  for (const auto& [threads, type] :
+       {std::pair(1, DType::f32), std::pair(2, DType::f32), std::pair(5, DType::f32), std::pair(1, DType::u8),
+        std::pair(3, DType::u8)}) {
     const auto backend = test::cpu_backend(GetParam(), threads);
-    const Setting setting{.heads = 4, .head_dim = 20};
+    const Setting setting{.heads = 4, .head_dim = 20, .cache = type};
     Random random(6);
     std::vector<Sequence> sequences;
     for (int64_t length : {40, 19, 33}) sequences.push_back(random_sequence(random, setting, length));
@@ -290,8 +392,9 @@ TEST_P(AttentionOp, MixedBatchesGiveTheBitsOfEachSequenceAlone) {
 // A single row of one head, its blocks of positions shared by up to eight threads, and of sequences of which only some
 // have more than one block.
 TEST_P(AttentionOp, SharedBlocksOfPositionsGiveTheSameBits) {
-  for (int64_t head_dim : {20, 64}) {
-    const Setting setting{.heads = 1, .head_dim = head_dim};
+  for (const auto& [head_dim, type] :
+       {std::pair(20, DType::f32), std::pair(64, DType::f32), std::pair(64, DType::u8)}) {
+    const Setting setting{.heads = 1, .head_dim = head_dim, .cache = type};
     Random random(9);
     std::vector<Sequence> sequences;
     for (int64_t length : {int64_t(3), kBlock, kBlock + 1, 5 * kBlock - 7})
@@ -332,16 +435,17 @@ TEST_P(AttentionOp, ImagesInOneBatchDoNotSeeEachOther) {
 
 // Every case here starts from a cache of NaN; other left-overs must not matter either.
 TEST_P(AttentionOp, UnusedPositionsOfAPageHaveNoEffect) {
-  for (Mask mask : {Mask::causal, Mask::full}) {
-    const Setting setting{.heads = 2, .head_dim = 12, .mask = mask};
-    Random random(8);
-    const std::vector<Sequence> sequences{random_sequence(random, setting, 21)};
-    const auto with_nan = run_alone(*backend_, setting, sequences);
-    for (float value : with_nan[0]) ASSERT_TRUE(std::isfinite(value));
-    const float infinity = std::numeric_limits<float>::infinity();
-    for (float garbage : {0.0f, 3e38f, -3e38f, 1e4f, infinity, -infinity})
-      ASSERT_TRUE(same_bits(run_alone(*backend_, setting, sequences, garbage)[0], with_nan[0])) << garbage;
-  }
+  for (Mask mask : {Mask::causal, Mask::full})
+    for (DType type : kCaches) {
+      const Setting setting{.heads = 2, .head_dim = 12, .mask = mask, .cache = type};
+      Random random(8);
+      const std::vector<Sequence> sequences{random_sequence(random, setting, 21)};
+      const auto with_nan = run_alone(*backend_, setting, sequences);
+      for (float value : with_nan[0]) ASSERT_TRUE(std::isfinite(value));
+      const float infinity = std::numeric_limits<float>::infinity();
+      for (float garbage : {0.0f, 3e38f, -3e38f, 1e4f, infinity, -infinity})
+        ASSERT_TRUE(same_bits(run_alone(*backend_, setting, sequences, garbage)[0], with_nan[0])) << garbage;
+    }
 }
 
 // Not even a share too small to change a sum: what a row may not see is multiplied by exactly zero.
@@ -425,6 +529,11 @@ TEST_P(AttentionOp, BrokenContractsAreNamed) {
       has(message({{0, 2, 0, cache.pages(0)}, {3, 1, 0, cache.pages(0)}}, 2), "spans must tile the rows"));
   EXPECT_TRUE(has(message({{0, 4, 0, cache.pages(0)}}, 5), "attention: 5 heads do not divide 24"));
   EXPECT_TRUE(has(message({{0, 4, 0, cache.pages(0)}}, 3), "attention: heads is 2 in cache but 3 in heads"));
+  Attention op{
+      .q = rows, .k = rows, .v = rows, .cache = cache.view(), .heads = 2, .out = view_of(out, {4, 24})};
+  op.cache.dtype = DType::u8;  // a page of codes has room for scales
+  EXPECT_TRUE(has(test::message_of<ContractError>([&] { backend_->run(op); }),
+                  "attention: page is 192 in cache but 256"));
 }
 
 }  // namespace

@@ -44,6 +44,17 @@ TEST(PerplexityCommand, AModelIsItsOwnReference) {
   EXPECT_EQ(object["top1_agreement"], 1);
 }
 
+// The same weights: what differs is the cache alone, and the reference has the plain one.
+TEST(PerplexityCommand, ACacheOfCodesIsMeasuredAgainstAPlainOne) {
+  const auto object =
+      perplexity({"--json", "--ctx", "128", "--kv-cache-dtype", "int8", "--reference", kDemo}).json();
+  EXPECT_EQ(object["kv_cache_dtype"], "int8");
+  EXPECT_GT(object["kl_mean"], 0);
+  EXPECT_LT(object["kl_mean"], 1e-3);
+  EXPECT_EQ(object["reference_perplexity"], perplexity({"--json", "--ctx", "128"}).json()["perplexity"]);
+  EXPECT_TRUE(refused(perplexity({"--kv-cache-dtype", "int4"}), "--kv-cache-dtype"));
+}
+
 TEST(PerplexityCommand, APartIsWhatItWasInTheWhole) {
   const auto both = perplexity({"--json", "--ctx", "64"}).json();
   const Outcome second = ballast({"perplexity", "-m", kDemo, "--text", kText, "--ctx", "64", "--from-chunk",
@@ -66,6 +77,9 @@ TEST(InspectCommand, SaysWhatIsThere) {
   EXPECT_EQ(object["tensors"].size(), 68u);
   EXPECT_EQ(object["linears"].size(), 4 * 6 + 1u);
   EXPECT_TRUE(object["quantization_config"].is_null());
+  // Layers, keys and values, numbers and, of codes, a scale for every head.
+  EXPECT_EQ(object["kv_cache_bytes_per_position"]["f32"], 4 * 2 * 256 * 4);
+  EXPECT_EQ(object["kv_cache_bytes_per_position"]["int8"], 4 * 2 * (256 + 4 * object["heads"].get<int>()));
   const Outcome text = ballast({"inspect", kDemo});
   EXPECT_NE(text.out.find("model.decoder.layers.*.fc1.weight"), text.out.npos);
   EXPECT_NE(ballast({"inspect", kDemo, "--tensors"}).out.find("model.decoder.layers.3.fc1.weight"),
@@ -107,7 +121,7 @@ TEST(BenchCommand, TestsAreAllPairsBehindEachDepth) {
   for (size_t i = 0; i < tests.size(); ++i) EXPECT_EQ(rows[i]["test"], tests[i]);
   EXPECT_EQ(rows[2]["cache_bytes_per_token"], 0);
   // Positions, keys and values, layers, numbers, bytes.
-  EXPECT_EQ(rows[6]["cache_bytes_per_token"], 40 * 2 * 4 * 256 * 2);
+  EXPECT_EQ(rows[6]["cache_bytes_per_token"], 40 * 2 * 4 * 256 * 4);
   const Outcome table = ballast(csv);
   EXPECT_EQ(std::count(table.out.begin(), table.out.end(), '\n'), 9);
   EXPECT_NE(table.out.find("\ntg3 @ d40,3,40,"), table.out.npos);
@@ -116,6 +130,17 @@ TEST(BenchCommand, TestsAreAllPairsBehindEachDepth) {
   EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--prompt", "12,x"}), "--prompt"));
   EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--depth", "-1"}), "--depth is -1"));
   EXPECT_TRUE(refused(ballast({"bench", "-m", kDemo, "--prompt", "8", "--depth", "505"}), "512 positions"));
+}
+
+TEST(BenchCommand, ACacheOfCodesCountsItsBytes) {
+  const auto heads = ballast({"inspect", kDemo, "--json"}).json()["heads"].get<int>();
+  const auto object = ballast({"bench", "-m", kDemo, "--prompt", "0", "--generate", "8", "--depth", "40",
+                               "--repeat", "1", "--kv-cache-dtype", "int8", "--json"})
+                          .json();
+  const int position = 2 * 4 * (256 + 4 * heads);
+  EXPECT_EQ(object["rows"][0]["cache_bytes_per_token"], 40 * position);
+  EXPECT_EQ(object["kv_cache_dtype"], "int8");
+  EXPECT_EQ(object["kv_cache_bytes"], 48 * position);
 }
 
 TEST(BenchCommand, LinearLayersHaveRates) {

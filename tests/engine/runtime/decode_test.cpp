@@ -92,6 +92,7 @@ void write_model(const std::filesystem::path& folder, int bits) {
 struct Case {
   int bits, threads;
   const char* activations;
+  CacheType cache = CacheType::f32;
 };
 
 class Decode : public testing::TestWithParam<Case> {};
@@ -106,7 +107,7 @@ TEST_P(Decode, AllocatesNothingAndTakesNoLock) {
   const auto model = load_model(checkpoint, *backend);
   model->load_all();
   constexpr int64_t kPositions = 256, kWarm = 150;  // a second block of positions is there
-  KvCache cache(*backend, model->facts(), model->facts().layers, kPositions);
+  KvCache cache(*backend, model->facts(), model->facts().layers, kPositions, GetParam().cache);
   PageTable pages;
   ASSERT_TRUE(cache.reserve(pages, kPositions));
   Runner runner(*backend, *model, cache);
@@ -139,10 +140,12 @@ TEST_P(Decode, AllocatesNothingAndTakesNoLock) {
 
 INSTANTIATE_TEST_SUITE_P(, Decode,
                          testing::Values(Case{16, 2, "f32"}, Case{4, 1, "f32"}, Case{4, 2, "f32"},
-                                         Case{3, 2, "int8"}, Case{2, 5, "f32"}),
+                                         Case{3, 2, "int8"}, Case{2, 5, "f32"},
+                                         Case{4, 2, "f32", CacheType::int8}),
                          [](const auto& test) {
                            return "bits" + std::to_string(test.param.bits) + "_" +
-                                  std::to_string(test.param.threads) + "_" + test.param.activations;
+                                  std::to_string(test.param.threads) + "_" + test.param.activations +
+                                  (test.param.cache == CacheType::int8 ? "_cache_int8" : "");
                          });
 
 }  // namespace

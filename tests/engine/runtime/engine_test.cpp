@@ -66,9 +66,10 @@ class EngineTest : public testing::TestWithParam<const char*> {
     return outcomes;
   }
 
-  std::vector<Outcome> alone(const std::vector<Request>& list) {
+  std::vector<Outcome> alone(const std::vector<Request>& list, CacheType cache_type = CacheType::f32) {
     std::vector<Outcome> outcomes;
-    for (const Request& request : list) outcomes.push_back(generate({request}, {}).front());
+    for (const Request& request : list)
+      outcomes.push_back(generate({request}, {.cache_type = cache_type}).front());
     return outcomes;
   }
 
@@ -105,6 +106,21 @@ TEST_P(EngineTest, GivingWayDoesNotMatter) {
 TEST_P(EngineTest, PagesThatWereThereDoNotMatter) {
   const auto expected = alone(requests());
   EXPECT_EQ(generate(requests(), {.cache_positions = 12 * 64}, 1, 2), expected);
+  EXPECT_GT(counters_.shared_tokens, 0) << "the test would show nothing";
+}
+
+TEST_P(EngineTest, ACacheOfCodesMakesNothingDependOnTheRest) {
+  constexpr CacheType kType = CacheType::int8;
+  auto list = requests();
+  for (Request& request : list) request.params.max_tokens = 30;
+  const auto expected = alone(list, kType);
+  EXPECT_NE(expected, alone(list)) << "the cache is as it always was";
+  EXPECT_EQ(
+      generate(list, {.limits = {.max_batch_tokens = 5}, .cache_positions = 6 * 96, .cache_type = kType}, 3),
+      expected);
+  EXPECT_EQ(generate(list, {.cache_positions = 96, .cache_type = kType}), expected);
+  EXPECT_GT(counters_.preemptions, 0) << "the test would show nothing";
+  EXPECT_EQ(generate(list, {.cache_positions = 12 * 96, .cache_type = kType}, 1, 2), expected);
   EXPECT_GT(counters_.shared_tokens, 0) << "the test would show nothing";
 }
 
