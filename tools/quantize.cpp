@@ -310,7 +310,7 @@ RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& reci
                                 {"--length", fmt::format("{}", length)},
                                 {"--seed", fmt::format("{}", options.seed)},
                                 {"--calibration", self ? "self" : images.empty() ? "a text" : "images"},
-                                {"--device", backend.device() == Device::cpu ? "cpu" : "cuda"},
+                                {"--device", backend.device() == Device::cpu ? "cpu" : backend.description()},
                                 {"this program", build_name()}};
   if (!images.empty()) {
     fingerprint["the calibration images"] = hex(content_hash_of_files(images));
@@ -350,20 +350,13 @@ auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& pla
   }
 }
 
-// Methods and statistics read activations where they are computed, in host memory.
-std::unique_ptr<Backend> host_backend(BackendOptions options) {
-  if (options.device == "cuda") throw Error("--device cuda: models are quantized on the CPU; use --device cpu");
-  options.device = "cpu";
-  return find_backend(options);
-}
-
 void quantize(QuantizeOptions options, const GlobalOptions& global) {
   if (options.output.empty() && !options.dry_run) throw Error("-o is missing: the folder to write to");
   if (options.samples < 1) throw Error(fmt::format("--samples is {}, expected 1 or more", options.samples));
   const Checkpoint checkpoint = Checkpoint::open(options.model);
   if (packed_config(checkpoint) && !options.force)
     throw Error(fmt::format("{}: is quantized already; --force quantizes what it decodes to", options.model));
-  const std::unique_ptr<Backend> backend = host_backend(global.backend);
+  const std::unique_ptr<Backend> backend = find_backend(global.backend);
   const std::unique_ptr<nn::Model> model = load_model(checkpoint, *backend);
   const int64_t longest = model->facts().max_positions;
   const bool vision = model->facts().image.has_value();
@@ -373,6 +366,8 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
              : std::vector<std::filesystem::path>();
   if (!vision && recipe.activation_bits > 0)
     throw Error("--activation-bits is for image classifiers; of text models only weights are quantized");
+  if (recipe.activation_bits > 0 && backend->device() != Device::cpu)
+    throw Error("--activation-bits: cuda cannot round the probabilities of attention yet; use --device cpu");
   if (vision) options.samples = int64_t(images.size());
   if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
   for (const char* flag : {"--views", "--class-weight"})
