@@ -134,6 +134,8 @@ TEST(SimtRoundActivations, GivesTheBitsOfTheGrid) {
         ActivationGrid{.kind = Kind::logarithm, .bits = 4, .step = 1.5f},
         ActivationGrid{.kind = Kind::logarithm, .bits = 8, .step = 2.0f},
         ActivationGrid{.kind = Kind::logarithm, .bits = 8, .step = 1.0f, .per_octave = 2}}) {
+    // Where rounding changes, and where one range takes over from the other.
+    for (int i = 0; i < 300; ++i) x[size_t(2 * i + 9)] = grid.step * 0.5f * float(i);
     std::vector<float> y(x.size()), expected;
     for (const float value : x) expected.push_back(grid.round(value));
     backend->run(RoundActivations{
