@@ -148,7 +148,7 @@ TEST_P(SimtQuantize, Rtn) {
   Recipe recipe = recipe_of("rtn", 3);
   recipe.compensation = Compensation::channel;
   recipe.correct_drift = true;
-  expect_same(recipe, 0);
+  expect_same(recipe, 0, images() ? 1 : 2);
 }
 
 TEST_P(SimtQuantize, GptqWithSweeps) {
@@ -168,7 +168,7 @@ TEST_P(SimtQuantize, TheBalancedRecipe) {
   recipe.asymmetric = named.asymmetric;
   recipe.correct_drift = named.correct_drift;
   recipe.options.sweeps = std::min(2, std::max(0, named.sweeps));
-  recipe.class_weight = named.class_weight;
+  recipe.class_weight = std::min<int64_t>(named.class_weight, 5);
   expect_same(recipe, kTied);
 }
 
