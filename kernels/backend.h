@@ -7,6 +7,8 @@
 
 #include "kernels/encodings/quantized_matrix.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/choose_tokens.h"
+#include "kernels/ops/column_sums.h"
 #include "kernels/ops/cross_entropy.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/factorize.h"
@@ -18,6 +20,7 @@
 #include "kernels/ops/round_activations.h"
 #include "kernels/ops/round_columns.h"
 #include "kernels/ops/second_moment.h"
+#include "kernels/ops/subtract.h"
 
 namespace ballast {
 
@@ -32,11 +35,14 @@ class Backend {
   /// One line for people: "cpu, avx2, 2 threads".
   virtual std::string description() const = 0;
 
-  /// Device memory, 64-byte aligned, uninitialized. Throws RuntimeFailure saying how much was asked for.
+  /// Device memory, 64-byte aligned, uninitialized. Throws RuntimeFailure saying how much was asked for. Unless device() is
+  /// the CPU, the host must not follow a pointer there. Views say on which side they are; operands of ops may be on either,
+  /// and those in host memory are copied for the time of the op.
   virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* pointer) noexcept = 0;
-  virtual void copy_to_device(void* destination, const void* host, int64_t bytes) = 0;
-  virtual void copy_to_host(void* host, const void* source, int64_t bytes) = 0;
+  virtual void clear(void* pointer, int64_t bytes) = 0;  ///< zeros in device memory
+  virtual void copy_to_device(void* destination, const void* source, int64_t bytes) = 0;  ///< from either side
+  virtual void copy_to_host(void* host, const void* source, int64_t bytes) = 0;           ///< from either side
 
   /// Size of the packed blob of a weight; the view's `data` may still be empty.
   virtual int64_t packed_bytes(const DenseView& weight) const = 0;
@@ -62,9 +68,12 @@ class Backend {
   virtual void run(const LayerNorm& op) = 0;
   virtual void run(const RoundActivations& op) = 0;
   virtual void run(const Attention& op) = 0;
+  virtual void run(const Subtract& op) = 0;
+  virtual void run(const ChooseTokens& op) = 0;
   virtual void run(const StoreHalfRows& op) = 0;
   virtual void run(const LoadHalfRows& op) = 0;
   virtual void run(const SecondMoment& op) = 0;
+  virtual void run(const ColumnSums& op) = 0;
   /// False when h is not positive definite (to working precision) or not finite.
   virtual bool run(const FactorizeInverse& op) = 0;
   virtual void run(const RankUpdate& op) = 0;
@@ -103,6 +112,8 @@ struct BackendOptions {
   /// for each token and group, an error like that of f32 sums; on cuda f16 operands and f32 sums. int8, on the CPU:
   /// bytes, a third of the arithmetic. bf16, on cuda: bf16 operands, for inputs beyond the range of f16.
   std::string activations = "f32";
+  /// On cuda: results depend neither on the batch nor on how a prompt was cut, at a cost. On the CPU they never do.
+  bool deterministic = false;
   bool pin = false;  ///< keep every thread on a processor of its own
 };
 

@@ -51,14 +51,6 @@ std::vector<float> shrinkage(float each, int count) {
   return factors;
 }
 
-void add_difference(Backend& backend, const TensorView& x, const OutputView& rounded) {
-  const int64_t width = x.shape[1];
-  backend.parallel_for(x.shape[0], [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t)
-      for (int64_t i = 0; i < width; ++i) rounded.row(t)[i] = x.row(t)[i] - rounded.row(t)[i];
-  });
-}
-
 // A host matrix.
 struct Rows {
   explicit Rows(const Shape& size) : values(size_t(size.elements())), shape(size) {}
@@ -150,7 +142,7 @@ InputGrid search_input(Backend& backend, const TensorView& x, int bits, const Ou
   const int64_t width = x.shape[1];
   const GridCost cost = [&](const ActivationGrid& grid) {
     backend.run(RoundActivations{.x = x, .grid = grid, .y = e.view()});
-    add_difference(backend, x, e.view());
+    backend.run(Subtract{.a = x, .b = e.view(), .y = e.view()});
     for (size_t i = 0; i < e.values.size() && !factors.empty(); ++i)
       e.values[i] *= factors[i % size_t(width)];
     return errors(e.view());
@@ -195,7 +187,7 @@ AttentionGrids search_attention(Backend& backend, const AttentionSample& sample,
   attend({}, {}, exact.view());
   const auto cost_with = [&](const auto& with, const auto& with_probabilities) {
     attend(with, with_probabilities, u.view());
-    add_difference(backend, exact.view(), u.view());
+    backend.run(Subtract{.a = exact.view(), .b = u.view(), .y = u.view()});
     return errors(u.view());
   };
   const auto search_operand = [&](size_t index) {

@@ -1,5 +1,6 @@
 #include "quantize/activation_sites.h"
 
+#include "engine/core/on_host.h"
 #include "engine/nn/backward.h"
 #include "quantize/activation_search.h"
 #include "quantize/records.h"
@@ -9,16 +10,19 @@ namespace {
 
 class SquareObserver final : public nn::Observer {
  public:
-  explicit SquareObserver(std::map<std::string, std::vector<float>>& squares) : squares_(squares) {}
+  SquareObserver(Backend& backend, std::map<std::string, std::vector<float>>& squares)
+      : backend_(backend), squares_(squares) {}
   void input(const nn::Linear&, const TensorView&) override {}
-  void gradient(const nn::Linear& layer, const TensorView&, const TensorView& dz) override {
+  void gradient(const nn::Linear& layer, const TensorView&, const TensorView& dz_there) override {
     const auto found = squares_.find(layer.name);
     if (found == squares_.end()) return;
-    for (int64_t t = 0; t < dz.shape[0]; ++t)
-      for (int64_t i = 0; i < dz.shape[1]; ++i) found->second.push_back(dz.row(t)[i] * dz.row(t)[i]);
+    const OnHost dz(backend_, dz_there);
+    for (int64_t t = 0; t < dz_there.shape[0]; ++t)
+      for (int64_t i = 0; i < dz_there.shape[1]; ++i) found->second.push_back(dz.row(t)[i] * dz.row(t)[i]);
   }
 
  private:
+  Backend& backend_;
   std::map<std::string, std::vector<float>>& squares_;
 };
 
@@ -123,7 +127,7 @@ void ActivationChooser::gather_squares(HiddenStream& stream, int64_t index) {
       squares_[branch->contract().name];
     }
   }
-  SquareObserver observer(squares_);
+  SquareObserver observer(backend_, squares_);
   each_part(stream, [&](const HiddenStream::Part& part) {
     const nn::ForwardContext& plain = part.context;
     nn::back_propagate({plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
@@ -138,7 +142,8 @@ std::vector<float> ActivationChooser::sample(
   each_part(stream, [&](const HiddenStream::Part& part) {
     const TensorView x = rows(part);
     CHECK(x.shape[1] == width);
-    for (int64_t t = 0; t < x.shape[0]; ++t) all.insert(all.end(), x.row(t), x.row(t) + width);
+    const OnHost read(backend_, x);
+    for (int64_t t = 0; t < x.shape[0]; ++t) all.insert(all.end(), read.row(t), read.row(t) + width);
   });
   return all;
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <unordered_map>
 
+#include "engine/core/on_host.h"
 #include "engine/nn/backward.h"
 
 namespace ballast {
@@ -39,16 +40,20 @@ class GradientObserver final : public nn::Observer {
   void spans(std::span<const AttentionSpan> spans) { spans_ = spans; }
 
   void input(const nn::Linear&, const TensorView&) override {}
-  void gradient(const nn::Linear& layer, const TensorView& x, const TensorView& dz) override {
+  void gradient(const nn::Linear& layer, const TensorView& x_there, const TensorView& dz_there) override {
     const auto at = index_.find(&layer);
     if (at == index_.end()) return;
+    const OnHost read(backend_, x_there);
+    const TensorView& x = read.view();
     LayerGradients& gradients = layers[at->second];
     if (kinds_.output_adaptive)
       for (const AttentionSpan& span : spans_)
-        add_sample(x.rows(span.first_row, span.rows), dz.rows(span.first_row, span.rows),
+        add_sample(x.rows(span.first_row, span.rows), dz_there.rows(span.first_row, span.rows),
                    gradients.output_adaptive);
+    if (kinds_.guided_groups == 0) return;
+    const OnHost dz(backend_, dz_there);
     for (int64_t group = 0; group < kinds_.guided_groups; ++group)
-      add_guided(x, dz, gradients.first_row(group), gradients.first_row(group + 1),
+      add_guided(x, dz.view(), gradients.first_row(group), gradients.first_row(group + 1),
                  gradients.guided[size_t(group)]);
   }
 
@@ -74,12 +79,26 @@ class GradientObserver final : public nn::Observer {
   void add_sample(const TensorView& x, const TensorView& dz, ExtendedMoment& moment) {
     const int64_t out = dz.shape[1], width = moment.features + 1;
     Rows ones = extended(x, [](int64_t) { return 1.0f; });
+    ++moment.count;
+    if (backend_.device() != Device::cpu) {
+      const Tensor g(backend_, DType::f32, {out, width});
+      backend_.clear(g.view().as<void>(), g.bytes());
+      backend_.run(SecondMoment{
+          .a = dz, .b = ones.view(), .out_f32 = g.view().as<float>(), .out_device = backend_.device()});
+      return add_square(g.view(), moment);
+    }
     std::vector<double> sums(size_t(out * width));
     backend_.run(SecondMoment{.a = dz, .b = ones.view(), .out = sums.data()});
     Rows g(out, width);
     std::transform(sums.begin(), sums.end(), g.values.begin(), [](double value) { return float(value); });
-    backend_.run(SecondMoment{.a = g.view(), .b = g.view(), .out = moment.sum.data()});
-    ++moment.count;
+    add_square(g.view(), moment);
+  }
+
+  void add_square(const TensorView& rows, ExtendedMoment& moment) {
+    backend_.run(SecondMoment{.a = rows,
+                              .b = rows,
+                              .out = moment.there.place(backend_, moment.sum),
+                              .out_device = backend_.device()});
   }
 
   void add_guided(const TensorView& x, const TensorView& dz, int64_t first_row, int64_t last_row,
@@ -90,7 +109,7 @@ class GradientObserver final : public nn::Observer {
       for (int64_t j = first_row; j < last_row; ++j) squares += double(dz.row(t)[j]) * double(dz.row(t)[j]);
       return float(std::sqrt(squares / double(last_row - first_row)));
     });
-    backend_.run(SecondMoment{.a = weighted.view(), .b = weighted.view(), .out = moment.sum.data()});
+    add_square(weighted.view(), moment);
     moment.count += x.shape[0];
   }
 
@@ -166,6 +185,10 @@ GradientStatistics gather_gradients(const GradientRequest& request) {
                                 model.facts().image ? nn::likeliest_class_loss() : nn::next_token_loss()});
     for (const AttentionSpan& span : plain.batch.spans) predicted += model.facts().image ? 1 : span.rows - 1;
   });
+  for (LayerGradients& layer : observer.layers) {
+    layer.output_adaptive.there.settle(request.backend, layer.output_adaptive.sum);
+    for (ExtendedMoment& moment : layer.guided) moment.there.settle(request.backend, moment.sum);
+  }
   return {loss / double(std::max<int64_t>(1, predicted)), std::move(observer.layers)};
 }
 

@@ -29,6 +29,7 @@ struct ExtendedMoment {
   std::vector<double>
       sum;            ///< [features + 1, features + 1], symmetric; the last row belongs to the constant 1
   int64_t count = 0;  ///< what it is the sum over: samples (output-adaptive) or tokens (guided)
+  Sums<double> there;  ///< where `sum` grows
 
   /// The input whose output error a bias takes out best: the shift of bias r is (W − Q)[r] · mean(). Plays the
   /// part of E[x]. Zeros where the loss did not depend on the bias.

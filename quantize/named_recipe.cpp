@@ -17,10 +17,10 @@ NamedRecipe named_recipe(const std::string& name, bool images) {
   }
   if (name == "balanced") return recipe;
   if (name != "best") throw Error("--recipe is \"" + name + "\", expected fast, balanced or best");
+  recipe.tune_epochs = 2;
   if (images) {
-    recipe.views = 8;
-  } else {
-    recipe.tune_epochs = 2;
+    recipe.views = 4;
+    recipe.tune_hidden = 5;
   }
   return recipe;
 }

@@ -64,7 +64,7 @@ class Quantizer {
   bool repeats_class_tokens() const;
   // What class tokens weigh beyond 1, as rows of their own.
   OutputView class_tokens(const HiddenStream::Part& part, const TensorView& rows) const {
-    return repeated_rows(part.context.workspace, rows, job_.model.facts().image->tokens, job_.recipe.class_weight - 1);
+    return repeated_rows(job_.backend, part.context.workspace, rows, job_.model.facts().image->tokens, job_.recipe.class_weight - 1);
   }
   void add_residual(InputMoments& moments, const HiddenStream::Part& part, const TensorView& x,
                     const TensorView& hidden, const TensorView& hidden_float);
@@ -140,7 +140,7 @@ QuantizeReport Quantizer::run() {
 }
 
 InputMoments Quantizer::empty_moments(int64_t features) const {
-  InputMoments moments{Statistics(features, positions_, true), Statistics(features, std::min<int64_t>(positions_, 1), false), {}};
+  InputMoments moments{Statistics(features, positions_, true), Statistics(features, std::min<int64_t>(positions_, 1), false)};
   if (job_.recipe.correlates_inputs()) moments.drift.resize(size_t(features * features));
   return moments;
 }
@@ -169,7 +169,9 @@ void Quantizer::add(InputMoments& moments, const HiddenStream::Part& part, const
     moments.quantized.add(job_.backend, here, at);
     if (!here_float) return;
     moments.reference.add(job_.backend, here_float, at);
-    if (!moments.drift.empty()) add_drift(job_.backend, part.context.workspace, here, here, here_float, moments.drift);
+    if (!moments.drift.empty())
+      add_drift(job_.backend, part.context.workspace, here, here, here_float,
+                moments.drift_there.place(job_.backend, moments.drift));
   };
   add_rows(positions, x, x_float);
   if (!repeats_class_tokens() || !all_tokens) return;
@@ -195,19 +197,14 @@ void Quantizer::add_residual(InputMoments& moments, const HiddenStream::Part& pa
     moments.residual.resize(size_t(width * x.shape[1]));
   }
   const auto add_rows = [&](const TensorView& input, const TensorView& here, const TensorView& here_float) {
-    job_.backend.parallel_for(width, [&](int64_t begin, int64_t end) {
-      for (int64_t t = 0; t < here.shape[0]; ++t)
-        for (int64_t i = begin; i < end; ++i)
-          moments.residual_sum[size_t(i)] += double(here_float.row(t)[i]) - double(here.row(t)[i]);
-    });
-    add_drift(job_.backend, part.context.workspace, input, here, here_float, moments.residual);
+    add_lost(job_.backend, here, here_float, 1, moments.residual_sum);
+    add_drift(job_.backend, part.context.workspace, input, here, here_float,
+              moments.residual_there.place(job_.backend, moments.residual));
   };
   add_rows(x, hidden, hidden_float);
   const double weight = double(repeats_class_tokens() ? job_.recipe.class_weight : 1);
   for (const AttentionSpan& span : part.context.batch.spans)
-    for (int64_t i = 0; i < width; ++i)
-      moments.residual_first[size_t(i)] +=
-          weight * (double(hidden_float.row(span.first_row)[i]) - double(hidden.row(span.first_row)[i]));
+    add_lost(job_.backend, hidden.rows(span.first_row, 1), hidden_float.rows(span.first_row, 1), weight, moments.residual_first);
   if (!repeats_class_tokens()) return;
   Workspace::Scope scope(part.context.workspace);
   add_rows(class_tokens(part, x), class_tokens(part, hidden), class_tokens(part, hidden_float));
@@ -416,6 +413,7 @@ LayerSolution Quantizer::solve_rows(LayerProblem problem, LayerInput& shared,
 
 void Quantizer::quantize_layers(const std::vector<nn::Linear*>& layers, InputMoments moments, bool in_block) {
   const bool centred = job_.recipe.centres_inputs();
+  moments.settle(job_.backend);
   std::optional<DriftMoments> drift;
   if (job_.recipe.correlates_inputs()) drift = drift_moments(moments, centred);
   LayerInput shared(job_.backend, activation_curvature(std::move(moments.quantized), centred),

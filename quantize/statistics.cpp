@@ -14,19 +14,16 @@ Statistics::Statistics(int64_t width, int64_t positions, bool second_moment)
 void Statistics::add(Backend& backend, const TensorView& x, const TensorView& positions) {
   const int64_t tokens = x.shape[0];
   CHECK(x.shape[1] == features && positions.shape[0] == tokens);
-  if (!moment.empty()) backend.run(SecondMoment{.a = x, .b = x, .out = moment.data()});
-  backend.parallel_for(features, [&](int64_t begin, int64_t end) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      const float* row = x.row(t);
-      for (int64_t i = begin; i < end; ++i) sum[size_t(i)] += double(row[i]);
-      const int64_t position = positions.as<int32_t>()[t];
-      if (position >= int64_t(position_count.size())) continue;
-      double* here = position_sum.data() + position * features;
-      for (int64_t i = begin; i < end; ++i) here[i] += double(row[i]);
-    }
-  });
+  if (!moment.empty())
+    backend.run(SecondMoment{
+        .a = x, .b = x, .out = moment_there_.place(backend, moment), .out_device = backend.device()});
+  backend.run(ColumnSums{.x = x,
+                         .positions = positions,
+                         .sums = sum.data(),
+                         .position_sums = position_sum.data(),
+                         .position_count = int64_t(position_count.size()),
+                         .zeros = &zeros});
   for (int64_t t = 0; t < tokens; ++t) {
-    zeros += std::count(x.row(t), x.row(t) + features, 0.0f);
     const int64_t position = positions.as<int32_t>()[t];
     if (position < int64_t(position_count.size())) ++position_count[size_t(position)];
   }

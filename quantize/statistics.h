@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "kernels/backend.h"
+#include "engine/core/sums.h"
 
 namespace ballast {
 
@@ -20,8 +20,10 @@ struct Statistics {
       position_sum;  ///< [positions, features], Σ x of the tokens at each position; empty when not wanted
   std::vector<int64_t> position_count;
 
-  /// x: f32 [tokens, features] on the host backend; `positions`: i32 [tokens].
+  /// x: f32 [tokens, features]; `positions`: i32 [tokens] in host memory.
   void add(Backend& backend, const TensorView& x, const TensorView& positions);
+  /// Behind the last add: `moment` may have grown on the device.
+  void settle(Backend& backend) { moment_there_.settle(backend, moment); }
   /// Share of the elements of x that were exactly 0.
   double zero_share() const { return count > 0 ? double(zeros) / (double(count) * double(features)) : 0; }
   /// E[x]
@@ -29,6 +31,9 @@ struct Statistics {
   /// E[x | position], zeros for a position never seen.
   std::vector<double> position_mean(int64_t position) const;
   int64_t positions() const { return int64_t(position_count.size()); }
+
+ private:
+  Sums<double> moment_there_;
 };
 
 }  // namespace ballast

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/core/on_host.h"
+
 namespace ballast {
 namespace {
 
@@ -57,27 +59,36 @@ DriftMoments drift_moments(InputMoments& moments, bool centred) {
   return drift;
 }
 
+void add_lost(Backend& backend, const TensorView& here, const TensorView& here_float, double weight,
+              std::vector<double>& sums) {
+  const OnHost read(backend, here), read_float(backend, here_float);
+  backend.parallel_for(here.shape[1], [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < here.shape[0]; ++t)
+      for (int64_t i = begin; i < end; ++i)
+        sums[size_t(i)] += weight * (double(read_float.row(t)[i]) - double(read.row(t)[i]));
+  });
+}
+
 void add_drift(Backend& backend, Workspace& workspace, const TensorView& x, const TensorView& here,
-               const TensorView& here_float, std::vector<float>& sums) {
+               const TensorView& here_float, float* sums) {
   Workspace::Scope scope(workspace);
   const int64_t width = here.shape[1];
   const OutputView room = workspace.floats({std::min(kRowsAtOnce, x.shape[0]), width});
   for (int64_t first = 0; first < x.shape[0]; first += kRowsAtOnce) {
     const int64_t tokens = std::min(kRowsAtOnce, x.shape[0] - first);
     const OutputView lost = room.rows(0, tokens);
-    backend.parallel_for(tokens, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t)
-        for (int64_t i = 0; i < width; ++i)
-          lost.row(t)[i] = here_float.row(first + t)[i] - here.row(first + t)[i];
-    });
-    backend.run(SecondMoment{.a = lost, .b = x.rows(first, tokens), .out_f32 = sums.data()});
+    backend.run(Subtract{.a = here_float.rows(first, tokens), .b = here.rows(first, tokens), .y = lost});
+    backend.run(SecondMoment{
+        .a = lost, .b = x.rows(first, tokens), .out_f32 = sums, .out_device = backend.device()});
   }
 }
 
-OutputView repeated_rows(Workspace& workspace, const TensorView& rows, int64_t every, int64_t times) {
+OutputView repeated_rows(Backend& backend, Workspace& workspace, const TensorView& rows, int64_t every, int64_t times) {
   const int64_t count = rows.shape[0] / every * times;
   const OutputView out = workspace.floats({count, rows.shape[1]});
-  for (int64_t i = 0; i < count; ++i) std::copy_n(rows.row(i / times * every), rows.shape[1], out.row(i));
+  std::vector<int32_t> picked;
+  for (int64_t i = 0; i < count; ++i) picked.push_back(int32_t(i / times * every));
+  backend.run(GatherRows{.x = rows, .rows = {picked.data(), DType::i32, {count}}, .y = out});
   return out;
 }
 

@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/core/sums.h"
 #include "engine/core/workspace.h"
 #include "quantize/column_solver.h"
 #include "quantize/statistics.h"
@@ -33,7 +34,14 @@ struct InputMoments {
   std::vector<float> residual;
   std::vector<double> residual_sum;    ///< f64 [hidden], Σ h_f − h_q
   std::vector<double> residual_first;  ///< the same over the first tokens of samples
+  Sums<float> drift_there, residual_there;  ///< where the two grow
 
+  /// Behind the last addition.
+  void settle(Backend& backend) {
+    quantized.settle(backend);
+    drift_there.settle(backend, drift);
+    residual_there.settle(backend, residual);
+  }
   bool has_reference() const { return reference.count > 0; }
 };
 
@@ -44,13 +52,16 @@ struct DriftMoments {
 /// Of the centred moments when `centred`. Takes `drift` and `residual` out of the moments.
 DriftMoments drift_moments(InputMoments& moments, bool centred);
 
+/// sums[i] += weight · Σ (here_float − here)[i] over tokens, for f32 [tokens, width] of both streams.
+void add_lost(Backend& backend, const TensorView& here, const TensorView& here_float, double weight,
+              std::vector<double>& sums);
 /// sums += Σ (here_float − here)·xᵀ for f32 [tokens, features] x and [tokens, width] of both streams; `sums` is f32
-/// [width, features]. Some tokens at a time: the differences need no room to speak of.
+/// [width, features] on the backend's device. Some tokens at a time: the differences need no room to speak of.
 void add_drift(Backend& backend, Workspace& workspace, const TensorView& x, const TensorView& here,
-               const TensorView& here_float, std::vector<float>& sums);
+               const TensorView& here_float, float* sums);
 
 /// f32 [rows / every · times, width]: every so-manieth row from the first on, each so many times.
-OutputView repeated_rows(Workspace& workspace, const TensorView& rows, int64_t every, int64_t times);
+OutputView repeated_rows(Backend& backend, Workspace& workspace, const TensorView& rows, int64_t every, int64_t times);
 
 /// W' for one layer of the shared input. `factor`: of H, which also sets λ. Dead columns keep their weights.
 std::vector<float> asymmetric_target(Backend& backend, std::span<const float> weight,

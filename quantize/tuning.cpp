@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/core/on_host.h"
 #include "engine/nn/backward.h"
 #include "quantize/calibration.h"
 
@@ -71,6 +72,7 @@ class TunedLayer {
   }
 
   void gather(const TensorView& x, const TensorView& dz) {
+    const OnHost dz_read(backend_, dz);
     const int64_t out = matrix_.out_features, in = matrix_.in_features, groups = matrix_.groups();
     if (spread_ == 0) measure_spread(x);
     weight_gradient_.assign(size_t(out * in), 0.0);
@@ -85,7 +87,7 @@ class TunedLayer {
               weight_gradient_[size_t(row * in + column)] * double(decoded_[size_t(row * in + column)]);
         }
         for (int64_t t = 0; t < dz.shape[0]; ++t)
-          bias_gradient_[size_t(row)] += double(dz.row(t)[row]) * spread_;
+          bias_gradient_[size_t(row)] += double(dz_read.row(t)[row]) * spread_;
       }
     });
     seen_ = true;
@@ -159,8 +161,9 @@ class TunedLayer {
   }
 
   // √ of the mean over rows of Σ_j W² E[x_j²]: the outputs' spread were the inputs independent.
-  void measure_spread(const TensorView& x) {
-    const int64_t tokens = x.shape[0], in = matrix_.in_features;
+  void measure_spread(const TensorView& x_there) {
+    const OnHost x(backend_, x_there);
+    const int64_t tokens = x_there.shape[0], in = matrix_.in_features;
     std::vector<double> power(size_t(in), 0.0);
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = 0; i < in; ++i)

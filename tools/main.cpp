@@ -72,6 +72,8 @@ int run(int argc, char** argv) {
   app.add_option("--isa", global.backend.isa, "Processor instructions: auto, scalar, avx2 or avx512; results are the same")
       ->type_name("NAME")
       ->capture_default_str();
+  app.add_flag("--deterministic", global.backend.deterministic,
+               "With cuda: the same results in any batch, slower; on the processor they always are");
   app.add_flag("--pin", global.backend.pin, "Keep every thread on a processor of its own");
   app.add_flag("--quiet", global.quiet, "Only warnings and errors on standard error");
   app.add_flag("--no-color", global.no_color, "No colors on standard error");

@@ -98,7 +98,9 @@ void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recip
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
-  const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position;
+  // Through rounded activations tuning lost, whatever its loss: W4A4 of DeiT-Tiny, 73.8 % against 75.2 %.
+  const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position &&
+                       recipe.activation_bits == 0;
   if (!given({"--tune"}) && tunable) {
     recipe.tune_epochs = named.tune_epochs;
     if (!given({"--tune-hidden"})) recipe.tune_hidden = named.tune_hidden;
@@ -313,7 +315,7 @@ RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& reci
                                 {"--length", fmt::format("{}", length)},
                                 {"--seed", fmt::format("{}", options.seed)},
                                 {"--calibration", self ? "self" : images.empty() ? "a text" : "images"},
-                                {"--device", backend.device() == Device::cpu ? "cpu" : "cuda"},
+                                {"--device", backend.device() == Device::cpu ? "cpu" : backend.description()},
                                 {"this program", build_name()}};
   if (!images.empty()) {
     fingerprint["the calibration images"] = hex(content_hash_of_files(images));
@@ -353,20 +355,13 @@ auto saying_what_is_kept(const QuantizeOptions& options, const QuantizePlan& pla
   }
 }
 
-// Methods and statistics read activations where they are computed, in host memory.
-std::unique_ptr<Backend> host_backend(BackendOptions options) {
-  if (options.device == "cuda") throw Error("--device cuda: models are quantized on the CPU; use --device cpu");
-  options.device = "cpu";
-  return find_backend(options);
-}
-
 void quantize(QuantizeOptions options, const GlobalOptions& global) {
   if (options.output.empty() && !options.dry_run) throw Error("-o is missing: the folder to write to");
   if (options.samples < 1) throw Error(fmt::format("--samples is {}, expected 1 or more", options.samples));
   const Checkpoint checkpoint = Checkpoint::open(options.model);
   if (packed_config(checkpoint) && !options.force)
     throw Error(fmt::format("{}: is quantized already; --force quantizes what it decodes to", options.model));
-  const std::unique_ptr<Backend> backend = host_backend(global.backend);
+  const std::unique_ptr<Backend> backend = find_backend(global.backend);
   const std::unique_ptr<nn::Model> model = load_model(checkpoint, *backend);
   const int64_t longest = model->facts().max_positions;
   const bool vision = model->facts().image.has_value();
@@ -376,6 +371,8 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
              : std::vector<std::filesystem::path>();
   if (!vision && recipe.activation_bits > 0)
     throw Error("--activation-bits is for image classifiers; of text models only weights are quantized");
+  if (recipe.activation_bits > 0 && backend->device() != Device::cpu)
+    throw Error("--activation-bits: cuda cannot round the probabilities of attention yet; use --device cpu");
   if (vision) options.samples = int64_t(images.size());
   if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
   for (const char* flag : {"--views", "--class-weight"})
@@ -482,7 +479,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--recipe", options->name, "NAME",
          "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, ranges shrunk. "
          "balanced: also targets and biases that make up for drift, about twice the time. best: then scales and biases "
-         "tuned towards the float model, about ten times, or of images more views. Default: balanced, or none where --method is given");
+         "tuned towards the float model (not with --activation-bits) and more views of images, about ten times. Default: balanced, "
+         "or none where --method is given");
   option("--method", recipe.method, "NAME",
          "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose "
          "scales "
@@ -516,7 +514,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       ->capture_default_str();
   option("--tune-hidden", recipe.tune_hidden, "X",
          "With --tune: how much every token's distance from the float model's hidden states counts beside that of the "
-         "logits. Default: the recipe's, 1 with best of images, else 0");
+         "logits. Default: 5 with best of images, else 0");
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--gptaq", recipe.gptaq, "X",
@@ -548,7 +546,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
          "Of an image classifier, the token that the answer is read from counts as N. Default: 50 with balanced and best, "
          "else 1");
   option("--views", options->views, "N",
-         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 8 "
+         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 4 "
          "with best, else 1");
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();

@@ -20,8 +20,7 @@ OutputView Tape::gradient(const ForwardContext& context, const TensorView& value
     return {known->second.as<void>(), DType::f32, value.shape, known->second.device};
   }
   const OutputView fresh = context.workspace.floats(value.shape);
-  zeros_.resize(std::max(zeros_.size(), size_t(value.shape.elements())));
-  context.backend.copy_to_device(fresh.as<void>(), zeros_.data(), fresh.bytes());
+  context.backend.clear(fresh.as<void>(), fresh.bytes());
   gradients_[value.data] = fresh;
   return fresh;
 }

@@ -37,7 +37,6 @@ class Tape {
   std::vector<Step> steps_;
   std::unordered_map<const void*, OutputView> gradients_;
   std::unordered_map<const void*, TensorView> copied_from_;
-  std::vector<float> zeros_;
 };
 
 }  // namespace ballast::nn

@@ -38,7 +38,11 @@ class Engine {
 
  private:
   void run_batch();
+  std::vector<int32_t> choose_there(int64_t first, const TensorView& logits);
+  void answer_here(int64_t first, const TensorView& logits, const std::vector<int32_t>& rows);
   void answer(int64_t index, std::span<const float> logits);
+  /// The end token, where it must not come yet; else -1.
+  int32_t banned(const Sequence& sequence) const;
   int64_t prompt_rows() const;
 
   Backend& backend_;
@@ -50,6 +54,7 @@ class Engine {
   Runner runner_;
   Batch batch_;
   std::vector<float> logits_;
+  std::vector<Candidate> candidates_;
   std::vector<SampledToken> tokens_;
   double pass_seconds_;
   double row_seconds_ = 0;  ///< of a pass with many rows, lately

@@ -93,24 +93,27 @@ double Sampler::weight(float logit, float top) const {
   return std::isnan(value) ? 0 : value;
 }
 
-// Leaves the likeliest tokens that reach top_p of `total` and are not below min_p, best first, and returns
-// their weight. Popping a heap costs less than sorting: few tokens stay.
-double Sampler::keep_likeliest(double total) {
+// Leaves the likeliest tokens that reach top_p of `total` and are not below min_p, best first; `total` becomes their weight.
+// Whether there was an end to them. Popping a heap costs less than sorting: few tokens stay.
+bool Sampler::keep_likeliest(double& total) {
   const float top = std::max_element(scored_.begin(), scored_.end(), worse)->first;
   std::make_heap(scored_.begin(), scored_.end(), worse);
   auto rest = scored_.end();
   double sum = 0;
+  bool ended = false;
   weights_.clear();
-  while (rest != scored_.begin()) {
+  while (!ended && rest != scored_.begin()) {
     const double next = weight(scored_.front().first, top);
-    if (!weights_.empty() && next < params_.min_p) break;
+    ended = !weights_.empty() && next < params_.min_p;
+    if (ended) break;
     std::pop_heap(scored_.begin(), rest--, worse);
     sum += weights_.emplace_back(next);
-    if (params_.top_p < 1 && sum >= params_.top_p * total) break;
+    ended = params_.top_p < 1 && sum >= params_.top_p * total;
   }
   scored_.erase(scored_.begin(), rest);
   std::reverse(scored_.begin(), scored_.end());
-  return sum;
+  total = sum;
+  return ended;
 }
 
 int32_t Sampler::choose() {
@@ -120,13 +123,23 @@ int32_t Sampler::choose() {
   if (params_.top_k > 0 && params_.top_k < int64_t(scored_.size())) {
     std::nth_element(scored_.begin(), scored_.begin() + params_.top_k, scored_.end(), likelier);
     scored_.resize(size_t(params_.top_k));
+    std::sort(scored_.begin(), scored_.end(),
+              [](const auto& a, const auto& b) { return a.second < b.second; });
   }
   weights_.clear();
   double total = 0;
   for (const auto& candidate : scored_) total += weights_.emplace_back(weight(candidate.first, top));
-  if (params_.top_p < 1 || params_.min_p > 0) total = keep_likeliest(total);
-  // 53 random bits, as a fraction of 1.
-  double target = double(random_() >> 11) * 0x1p-53 * total;
+  if (keeps_likeliest()) keep_likeliest(total);
+  return draw(total);
+}
+
+// 53 random bits, as a fraction of 1.
+double Sampler::fraction() {
+  return double(random_() >> 11) * 0x1p-53;
+}
+
+int32_t Sampler::draw(double total) {
+  double target = fraction() * total;
   int32_t last = scored_.front().second;  // what rounding may leave
   for (size_t i = 0; i < scored_.size(); ++i) {
     if (weights_[i] == 0) continue;
@@ -135,6 +148,36 @@ int32_t Sampler::choose() {
     target -= weights_[i];
   }
   return last;
+}
+
+std::optional<TokenChoice> Sampler::choice(int32_t banned) {
+  if (params_.logprobs >= 0 || params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
+      params_.frequency_penalty != 0 || !params_.logit_bias.empty() ||
+      params_.top_k > ChooseTokens::kMostCandidates)
+    return {};
+  TokenChoice choice{.temperature = params_.temperature, .banned = banned};
+  if (params_.temperature == 0) return choice;
+  if (params_.top_k > 0 || keeps_likeliest())
+    choice.candidates = int32_t(params_.top_k > 0 ? params_.top_k : ChooseTokens::kMostCandidates);
+  else
+    choice.fraction = fraction();
+  return choice;
+}
+
+std::optional<SampledToken> Sampler::choose_among(const ChosenToken& chosen,
+                                                  std::span<const Candidate> candidates, int64_t usable) {
+  if (candidates.empty()) return SampledToken{.id = chosen.token};
+  scored_.clear();
+  weights_.clear();
+  double total = 0;
+  for (const Candidate& candidate : candidates) {
+    scored_.emplace_back(candidate.logit, candidate.id);
+    total += weights_.emplace_back(weight(candidate.logit, chosen.top));
+  }
+  const bool all = params_.top_k > 0 || int64_t(candidates.size()) == usable;
+  if (!all) total = chosen.total;
+  if (keeps_likeliest() && !keep_likeliest(total) && !all) return {};
+  return SampledToken{.id = draw(total)};
 }
 
 }  // namespace ballast

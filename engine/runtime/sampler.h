@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <span>
 #include <utility>
 #include <vector>
+
+#include "kernels/ops/choose_tokens.h"
 
 namespace ballast {
 
@@ -50,14 +53,28 @@ class Sampler {
   SampledToken sample(std::span<const float> logits, int64_t usable, int32_t banned,
                       std::span<const int32_t> tokens, int64_t prompt);
 
+  // The same without the logits being seen, but for those of some candidates: temperature, top-k, top-p and min-p. The
+  // tokens are those of sample(), as far as the rounding of f64 sums lets them.
+
+  /// What a device is to do for the next token; nothing where only sample() will do: for log-probabilities, penalties,
+  /// biases of logits and more than ChooseTokens::kMostCandidates of top-k.
+  std::optional<TokenChoice> choice(int32_t banned);
+  /// The token, from what came of choice(); nothing where the candidates do not reach as far as top-p and min-p: then
+  /// sample() is to be asked, and has the random numbers that it would have had.
+  std::optional<SampledToken> choose_among(const ChosenToken& chosen, std::span<const Candidate> candidates,
+                                           int64_t usable);
+
  private:
   int32_t choose();
+  int32_t draw(double total);
+  double fraction();
   double weight(float logit, float top) const;
-  double keep_likeliest(double total);
+  bool keeps_likeliest() const { return params_.top_p < 1 || params_.min_p > 0; }
+  bool keep_likeliest(double& total);
 
   SamplingParams params_;
   std::mt19937_64 random_;
-  std::vector<std::pair<float, int32_t>> scored_;  ///< (logit, id)
+  std::vector<std::pair<float, int32_t>> scored_;  ///< (logit, id), ids ascending at first
   std::vector<double> weights_;                    ///< of scored_, the likeliest 1
 };
 

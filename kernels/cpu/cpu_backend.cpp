@@ -115,6 +115,9 @@ void CpuBackend::release(void* pointer) noexcept {
   std::free(pointer);
 }
 
+void CpuBackend::clear(void* pointer, int64_t bytes) {
+  std::memset(pointer, 0, size_t(bytes));
+}
 void CpuBackend::copy_to_device(void* destination, const void* host, int64_t bytes) {
   std::memcpy(destination, host, size_t(bytes));
 }

@@ -35,6 +35,7 @@ class CpuBackend final : public Backend {
 
   void* allocate(int64_t bytes) override;
   void release(void* pointer) noexcept override;
+  void clear(void* pointer, int64_t bytes) override;
   void copy_to_device(void* destination, const void* host, int64_t bytes) override;
   void copy_to_host(void* host, const void* source, int64_t bytes) override;
 
@@ -59,9 +60,12 @@ class CpuBackend final : public Backend {
   void run(const LayerNorm& op) override;
   void run(const RoundActivations& op) override;
   void run(const Attention& op) override;
+  void run(const Subtract& op) override;
+  void run(const ChooseTokens& op) override;
   void run(const StoreHalfRows& op) override;
   void run(const LoadHalfRows& op) override;
   void run(const SecondMoment& op) override;
+  void run(const ColumnSums& op) override;
   bool run(const FactorizeInverse& op) override;
   void run(const RankUpdate& op) override;
   void run(const RoundColumns& op) override;

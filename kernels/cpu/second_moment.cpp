@@ -24,6 +24,7 @@ void add_to(const float* part, int64_t rows, int64_t width, T* out, int64_t out_
 // Work partition: a thread owns rows of the result, all columns (or those up to the diagonal) a piece at a time.
 void CpuBackend::run(const SecondMoment& op) {
   op.check();
+  CHECK(op.out_device == Device::cpu);
   const int64_t rows = op.a.shape[1], columns = op.b.shape[1];
   const int64_t lanes = kernels_.float_strip, strips = (columns + lanes - 1) / lanes;
   const bool symmetric = op.out && op.a.data == op.b.data && rows == columns;

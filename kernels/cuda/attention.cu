@@ -8,6 +8,7 @@
 #include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/staged.h"
 
 namespace ballast {
 
@@ -29,8 +30,8 @@ bool has_tiles(int64_t head_dim) {
 // Everything that kernels must know of a batch's spans, as one run of numbers.
 class Plan {
  public:
-  explicit Plan(const Attention& op) {
-    const bool tiled = has_tiles(op.q.shape[1] / op.heads);
+  Plan(const Attention& op, bool may_tile) {
+    const bool tiled = may_tile && has_tiles(op.q.shape[1] / op.heads);
     for (const AttentionSpan& span : op.spans) {
       const int32_t first_page = int32_t(pages_.size()), length = span.past + span.rows;
       if (op.cache) {
@@ -103,7 +104,19 @@ void CudaBackend::run(const Attention& op) {
   const int64_t head_dim = op.q.shape[1] / op.heads, tokens = op.q.shape[0];
   if (tokens == 0) return;
   if (op.cache) CHECK(op.cache.contiguous(), "attention: cache has gaps");
-  Plan plan(op);
+  const auto on_host = [](const TensorView& view) { return view && view.device == Device::cpu; };
+  if (on_host(op.q) || on_host(op.k) || on_host(op.v) || on_host(op.cache) || on_host(op.out)) {
+    const Staged q(machine_, stages_[0], op.q), k(machine_, stages_[1], op.k), v(machine_, stages_[2], op.v),
+        cache(machine_, stages_[3], op.cache), out(machine_, stages_[4], op.out, false);
+    Attention there = op;
+    there.q = q.view(), there.k = k.view(), there.v = v.view();
+    there.cache = cache.view(), there.out = out.view();
+    run(there);
+    cache.put_back();
+    return out.put_back();
+  }
+  // How a prompt was cut must not choose the kernel; an image is always whole.
+  Plan plan(op, !deterministic_ || op.mask == Mask::full);
   plan.upload(uploads_);
   if (op.cache)
     launch<AppendRows>(machine_, {.blocks = tokens},

@@ -58,8 +58,9 @@ const int32_t* Uploads::on_device(const int32_t* host, int64_t count) {
 
 }  // namespace cuda
 
-CudaBackend::CudaBackend(int threads, DType half)
+CudaBackend::CudaBackend(int threads, DType half, bool deterministic)
     : half_(half),
+      deterministic_(deterministic),
       pool_(threads),
       input_(machine_),
       sums_(machine_),
@@ -77,7 +78,8 @@ CudaBackend::CudaBackend(int threads, DType half)
 
 std::string CudaBackend::description() const {
   const cuda::MachineFacts& facts = machine_.facts();
-  return str("cuda, ", facts.name, ", ", facts.memory_bytes >> 30, " GiB, ", name_of(half_), " tensor cores");
+  return str("cuda, ", facts.name, ", ", facts.memory_bytes >> 30, " GiB, ", name_of(half_), " tensor cores",
+             deterministic_ ? ", the same bits in any batch" : "");
 }
 
 void* CudaBackend::allocate(int64_t bytes) {
@@ -88,6 +90,10 @@ void* CudaBackend::allocate(int64_t bytes) {
 void CudaBackend::release(void* pointer) noexcept {
   forget_input();
   machine_.release(pointer);
+}
+void CudaBackend::clear(void* pointer, int64_t bytes) {
+  forget_input();
+  machine_.clear(pointer, bytes);
 }
 void CudaBackend::copy_to_device(void* destination, const void* host, int64_t bytes) {
   forget_input();
@@ -127,8 +133,8 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
     throw Error(str("--device cuda: ", reason, "; use --device cpu"));
   const int threads =
       options.threads > 0 ? options.threads : int(std::max(1u, std::thread::hardware_concurrency()));
-  auto backend =
-      std::make_unique<CudaBackend>(threads, options.activations == "bf16" ? DType::bf16 : DType::f16);
+  auto backend = std::make_unique<CudaBackend>(
+      threads, options.activations == "bf16" ? DType::bf16 : DType::f16, options.deterministic);
   return backend;
 }
 

@@ -2,6 +2,9 @@
 //
 // Activations and caches are f32, as ops say. Linear layers with quantized weights round their input to 16 bits for the tensor
 // cores (f16, or bf16 with --activations bf16) and sum in f32; everything else computes in f32.
+//
+// Where that is asked for (--deterministic), kernels are chosen by a layer's shape alone: no products of cuBLASLt, whose
+// algorithm depends on the number of tokens, and single rows in causal attention, whatever the length of a span.
 #pragma once
 
 #include <deque>
@@ -64,13 +67,14 @@ class Uploads {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int threads, DType half);
+  CudaBackend(int threads, DType half, bool deterministic = false);
 
   Device device() const override { return Device::cuda; }
   std::string description() const override;
 
   void* allocate(int64_t bytes) override;
   void release(void* pointer) noexcept override;
+  void clear(void* pointer, int64_t bytes) override;
   void copy_to_device(void* destination, const void* host, int64_t bytes) override;
   void copy_to_host(void* host, const void* source, int64_t bytes) override;
 
@@ -95,9 +99,12 @@ class CudaBackend final : public Backend {
   void run(const LayerNorm& op) override;
   void run(const Attention& op) override;
   void run(const RoundActivations& op) override;
+  void run(const Subtract& op) override;
+  void run(const ChooseTokens& op) override;
   void run(const StoreHalfRows& op) override;
   void run(const LoadHalfRows& op) override;
   void run(const SecondMoment& op) override;
+  void run(const ColumnSums& op) override;
   bool run(const FactorizeInverse& op) override;
   void run(const RankUpdate& op) override;
   void run(const RoundColumns& op) override;
@@ -165,6 +172,9 @@ class CudaBackend final : public Backend {
   /// The op with its input on the device, wherever it was: images come from the host.
   template <class Encoding>
   Linear<Encoding> with_input(const Linear<Encoding>& op);
+  /// body(op) with all operands there; then y goes where it was.
+  template <class Encoding, class Body>
+  void on_device(const Linear<Encoding>& any_op, Body&& body);
 
   /// The input that was rounded last: layers that share one, as q, k and v do, round it once. Every op that writes something
   /// else than the output of a linear layer forgets it.
@@ -181,12 +191,13 @@ class CudaBackend final : public Backend {
   };
 
   DType half_;
+  bool deterministic_;
   Prepared prepared_;
   ThreadPool pool_;
   cuda::Machine machine_;
   cuda::DeviceScratch input_, sums_, partials_, arrived_, decoded_, product_, parts_, from_host_, rounded_;
   cuda::Uploads uploads_;
-  std::deque<cuda::DeviceScratch> stages_;  ///< operands of the quantizer's ops, see staged.h
+  std::deque<cuda::DeviceScratch> stages_;  ///< operands in host memory, see staged.h
 };
 
 /// Error when there is no device that can be used, with the reason.

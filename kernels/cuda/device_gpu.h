@@ -183,6 +183,9 @@ BALLAST_DEVICE float multiply(float a, float b) {
 BALLAST_DEVICE double fma(double a, double b, double c) {
   return ::fma(a, b, c);
 }
+BALLAST_DEVICE double exp(double value) {
+  return ::exp(value);
+}
 BALLAST_DEVICE double sqrt(double value) {
   return ::sqrt(value);
 }

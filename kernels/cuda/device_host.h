@@ -164,6 +164,9 @@ inline float min(float a, float b) {
 inline float exp(float value) {
   return std::exp(value);
 }
+inline double exp(double value) {
+  return std::exp(value);
+}
 inline float erf(float value) {
   return std::erf(value);
 }

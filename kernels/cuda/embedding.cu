@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_rows.h"
+#include "kernels/cuda/staged.h"
 #include "kernels/cuda/weight_blob.h"
 #include "kernels/ops/gather.h"
 
@@ -93,8 +94,11 @@ struct BinaryTable {
 };
 
 template <class Table>
-void embed(Machine& machine, const Table& table, const int32_t* ids, bool accumulate, const OutputView& y) {
-  if (y.shape[0] == 0) return;
+void embed(Machine& machine, DeviceScratch& scratch, const Table& table, const int32_t* ids, bool accumulate,
+           const OutputView& any_y) {
+  if (any_y.shape[0] == 0) return;
+  const Staged staged(machine, scratch, any_y, accumulate);
+  const OutputView y = staged.view();
   using Kernel = EmbedRows<Table>;
   launch<Kernel>(machine,
                  {.blocks = y.shape[0], .blocks_y = (y.shape[1] + Kernel::kThreads - 1) / Kernel::kThreads},
@@ -104,6 +108,7 @@ void embed(Machine& machine, const Table& table, const int32_t* ids, bool accumu
                   .accumulate = accumulate,
                   .y = y.as<float>(),
                   .y_stride = y.strides[0]});
+  staged.put_back();
 }
 
 template <class Encoding>
@@ -157,7 +162,8 @@ void CudaBackend::run(const Embedding<DenseView>& op) {
   forget_input();
   const int32_t* ids = numbers(op.ids);
   const auto look_up = [&]<class Stored>(Stored) {
-    embed(machine_, RowTable<Stored>{op.table.data.data, op.table.in_features}, ids, op.accumulate, op.y);
+    embed(machine_, stages_[0], RowTable<Stored>{op.table.data.data, op.table.in_features}, ids,
+          op.accumulate, op.y);
   };
   if (op.table.dtype == DType::f32) return look_up(StoredF32());
   if (op.table.dtype == DType::f16) return look_up(StoredF16());
@@ -170,8 +176,8 @@ void CudaBackend::look_up(const Embedding<Encoding>& op, Table (*packed)(const E
   forget_input();
   const int32_t* ids = numbers(op.ids);
   if (form_of(op.table) == WeightForm::rows)
-    return embed(machine_, decoded_table(op.table), ids, op.accumulate, op.y);
-  embed(machine_, packed(op.table), ids, op.accumulate, op.y);
+    return embed(machine_, stages_[0], decoded_table(op.table), ids, op.accumulate, op.y);
+  embed(machine_, stages_[0], packed(op.table), ids, op.accumulate, op.y);
 }
 
 void CudaBackend::run(const Embedding<AffineView>& op) {
@@ -188,7 +194,8 @@ void CudaBackend::run(const Embedding<ResidualBinaryView>& op) {
 void CudaBackend::run(const GatherRows& op) {
   op.check();
   forget_input();
-  embed(machine_, RowTable<StoredF32>{op.x.data, op.x.strides[0]}, numbers(op.rows), false, op.y);
+  const Staged x(machine_, stages_[1], op.x);
+  embed(machine_, stages_[0], RowTable<StoredF32>{x.as<float>(), x.stride()}, numbers(op.rows), false, op.y);
 }
 
 }  // namespace ballast

@@ -63,11 +63,6 @@ struct LoadRows {
   }
 };
 
-TensorView as_row(TensorView scales) {
-  TensorView row(scales.data, scales.dtype, {1, scales.shape[0]}, scales.device);
-  return row;
-}
-
 }  // namespace
 
 void CudaBackend::run(const StoreHalfRows& op) {
@@ -75,7 +70,7 @@ void CudaBackend::run(const StoreHalfRows& op) {
   forget_input();
   if (op.x.shape.elements() == 0) return;
   const Staged x(machine_, stages_[0], op.x), halves(machine_, stages_[1], op.halves, false),
-      scales(machine_, stages_[2], as_row(op.scales), false);
+      scales(machine_, stages_[2], op.scales, false);
   launch<StoreRows>(machine_, {.blocks = op.x.shape[0], .shared_bytes = StoreRows::kSharedBytes},
                     {.x = x.as<float>(),
                      .halves = halves.as<uint16_t>(),
@@ -91,7 +86,7 @@ void CudaBackend::run(const LoadHalfRows& op) {
   op.check();
   forget_input();
   if (op.x.shape.elements() == 0) return;
-  const Staged halves(machine_, stages_[0], op.halves), scales(machine_, stages_[1], as_row(op.scales)),
+  const Staged halves(machine_, stages_[0], op.halves), scales(machine_, stages_[1], op.scales),
       x(machine_, stages_[2], op.x, false);
   launch<LoadRows>(machine_, {.blocks = op.x.shape[0]},
                    {.halves = halves.as<uint16_t>(),

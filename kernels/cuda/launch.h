@@ -40,14 +40,16 @@ void issue_launch(Machine& machine, const Grid& grid, const void* args) {
 
 #else
 
-/// Defined by the emulator.
-void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args);
+/// Defined by the emulator. `bytes`: of args, padding cleared.
+void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args,
+                   size_t bytes);
 
 template <class Kernel>
 void issue_launch(Machine&, const Grid& grid, const void* args) {
   launch_blocks(
       grid, Kernel::kThreads,
-      [](const void* erased) { Kernel::run(*static_cast<const typename Kernel::Args*>(erased)); }, args);
+      [](const void* erased) { Kernel::run(*static_cast<const typename Kernel::Args*>(erased)); }, args,
+      sizeof(typename Kernel::Args));
 }
 
 #endif
@@ -57,12 +59,12 @@ template <class Kernel>
 void launch(Machine& machine, const Grid& grid, typename Kernel::Args args) {
   using Args = typename Kernel::Args;
   static_assert(std::is_trivially_copyable_v<Args> && alignof(Args) <= 16);
-  if (!machine.queue().open()) return issue_launch<Kernel>(machine, grid, &args);
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_clear_padding)
   __builtin_clear_padding(std::addressof(args));  // launches are compared byte by byte
 #endif
 #endif
+  if (!machine.queue().open()) return issue_launch<Kernel>(machine, grid, &args);
   machine.queue().add(issue_launch<Kernel>, grid, &args, sizeof args);
 }
 

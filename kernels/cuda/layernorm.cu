@@ -98,16 +98,11 @@ void CudaBackend::run(const LayerNormBackward& op) {
   forget_input();
   if (op.x.shape.elements() == 0) return;
   const Staged x(machine_, stages_[0], op.x), dy(machine_, stages_[1], op.dy),
-      dx(machine_, stages_[2], op.dx, op.accumulate);
-  const float* weight = nullptr;
-  if (op.weight) {
-    const TensorView row(op.weight.data, DType::f32, {1, op.weight.shape[0]}, op.weight.device);
-    weight = Staged(machine_, stages_[3], row).as<float>();
-  }
+      dx(machine_, stages_[2], op.dx, op.accumulate), weight(machine_, stages_[3], op.weight);
   launch<NormalizeRowBackward>(
       machine_, {.blocks = op.x.shape[0], .shared_bytes = NormalizeRow::kThreads / dev::kWarp * 4},
       {.x = x.as<float>(),
-       .weight = weight,
+       .weight = weight.as<float>(),
        .dy = dy.as<float>(),
        .dx = dx.as<float>(),
        .x_stride = x.stride(),
@@ -123,16 +118,19 @@ void CudaBackend::run(const LayerNorm& op) {
   op.check();
   forget_input();
   if (op.x.shape[0] == 0) return;
+  const Staged x(machine_, stages_[0], op.x), y(machine_, stages_[1], op.y, false),
+      weight(machine_, stages_[2], op.weight), bias(machine_, stages_[3], op.bias);
   cuda::launch<NormalizeRow>(
       machine_, {.blocks = op.x.shape[0], .shared_bytes = NormalizeRow::kThreads / dev::kWarp * 4},
-      {.x = op.x.as<float>(),
-       .weight = op.weight ? op.weight.as<float>() : nullptr,
-       .bias = op.bias ? op.bias.as<float>() : nullptr,
-       .y = op.y.as<float>(),
-       .x_stride = op.x.strides[0],
-       .y_stride = op.y.strides[0],
+      {.x = x.as<float>(),
+       .weight = weight.as<float>(),
+       .bias = bias.as<float>(),
+       .y = y.as<float>(),
+       .x_stride = x.stride(),
+       .y_stride = y.stride(),
        .hidden = int(op.x.shape[1]),
        .epsilon = op.epsilon});
+  y.put_back();
 }
 
 }  // namespace ballast

@@ -59,7 +59,7 @@ void CudaBackend::run_rows(DType type, const Linear<Encoding>& op) {
       run_rows(type, part_of(op, first, std::min(kMostBlocksY, tokens - first)));
     return;
   }
-  if (type != DType::f32 && tokens >= kProductTokens && op.weight.in_features % 8 == 0)
+  if (!deterministic_ && type != DType::f32 && tokens >= kProductTokens && op.weight.in_features % 8 == 0)
     return multiply_halves(type, op.weight.data.data, op.x, epilogue(op));
   const auto multiply = [&]<class Stored>(Stored) {
     using Kernel = LinearRows<Stored>;
@@ -78,43 +78,37 @@ void CudaBackend::run_rows(DType type, const Linear<Encoding>& op) {
 }
 
 void CudaBackend::run(const Linear<DenseView>& any_op) {
-  any_op.check();
-  if (any_op.x.shape[0] == 0) return;
-  const Linear<DenseView> op = with_input(any_op);
-  run_rows(op.weight.dtype, op);
+  on_device(any_op, [this](const auto& op) { run_rows(op.weight.dtype, op); });
 }
 
 void CudaBackend::run(const Linear<AffineView>& any_op) {
-  any_op.check();
-  if (any_op.x.shape[0] == 0) return;
-  const Linear<AffineView> op = with_input(any_op);
-  if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
-  switch (op.weight.bits) {
-    case 2:
-      return run_fragments<2>(op);
-    case 3:
-      return run_fragments<3>(op);
-    case 4:
-      return run_fragments<4>(op);
-    default:
-      return run_fragments<8>(op);
-  }
+  on_device(any_op, [this](const auto& op) {
+    if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
+    switch (op.weight.bits) {
+      case 2:
+        return run_fragments<2>(op);
+      case 3:
+        return run_fragments<3>(op);
+      case 4:
+        return run_fragments<4>(op);
+      default:
+        return run_fragments<8>(op);
+    }
+  });
 }
 
 void CudaBackend::run(const Linear<SparseOutlierView>& any_op) {
-  any_op.check();
-  if (any_op.x.shape[0] == 0) return;
-  const Linear<SparseOutlierView> op = with_input(any_op);
-  if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
-  run_outliers(op);
+  on_device(any_op, [this](const auto& op) {
+    if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
+    run_outliers(op);
+  });
 }
 
 void CudaBackend::run(const Linear<ResidualBinaryView>& any_op) {
-  any_op.check();
-  if (any_op.x.shape[0] == 0) return;
-  const Linear<ResidualBinaryView> op = with_input(any_op);
-  if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
-  run_tables(op);
+  on_device(any_op, [this](const auto& op) {
+    if (form_of(op.weight) == WeightForm::rows) return run_rows(DType::f32, op);
+    run_tables(op);
+  });
 }
 
 }  // namespace ballast

@@ -17,7 +17,7 @@ void CudaBackend::run_halves(const Linear<AffineView>& op) {
       run_halves<Bits, Half>(part_of(op, first, std::min(kMostAtOnce, tokens - first)));
     return;
   }
-  if (tokens >= kDecodeTokens) return run_decoded<Bits, Half>(op);
+  if (tokens >= kDecodeTokens && !deterministic_) return run_decoded<Bits, Half>(op);
   constexpr int64_t kMost = 64;
   for (int64_t first = 0; first < tokens;) {
     int64_t count = std::min(kMost, tokens - first);

@@ -1,7 +1,7 @@
 // Parts of the linear ops that all encodings share.
 #pragma once
 
-#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/staged.h"
 
 namespace ballast {
 
@@ -40,6 +40,20 @@ Linear<Encoding> CudaBackend::with_input(const Linear<Encoding>& op) {
   forget_input();
   machine_.copy_in(const_cast<void*>(same.x.data), op.x.data, 4 * floats);
   return same;
+}
+
+template <class Encoding, class Body>
+void CudaBackend::on_device(const Linear<Encoding>& any_op, Body&& body) {
+  any_op.check();
+  if (any_op.x.shape[0] == 0) return;
+  using cuda::Staged;
+  Linear<Encoding> op = with_input(any_op);
+  const Staged y(machine_, stages_[2], op.y, false), residual(machine_, stages_[3], op.residual),
+      bias(machine_, stages_[4], op.bias), position_bias(machine_, stages_[5], op.position_bias);
+  op.y = y.view(), op.residual = residual.view(), op.bias = bias.view(),
+  op.position_bias = position_bias.view();
+  body(op);
+  y.put_back();
 }
 
 template <class Encoding>

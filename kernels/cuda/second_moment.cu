@@ -14,8 +14,7 @@ constexpr int kTokensAtOnce = 1024;  // the contract's longest f32 sum
 
 }  // namespace
 
-// The sums over this call's tokens are made on the device, and added to those of earlier calls where they are kept: in host
-// memory, of which there is enough for the moments of all layers of a block.
+// Sums that are kept in host memory are made on the device for this call's tokens and added there.
 template <class Out>
 void CudaBackend::add_moment(const SecondMoment& op, Out* out) {
   const int64_t rows = op.a.shape[1], columns = op.b.shape[1];
@@ -23,7 +22,8 @@ void CudaBackend::add_moment(const SecondMoment& op, Out* out) {
   const Staged a(machine_, stages_[0], op.a);
   const bool same = op.a.data == op.b.data && op.a.strides[0] == op.b.strides[0];
   const Staged b(machine_, stages_[same ? 0 : 1], op.b, !same);
-  Out* const sums = stages_[2].of<Out>(rows * columns);
+  const bool there = op.out_device == Device::cuda;
+  Out* const sums = there ? out : stages_[2].of<Out>(rows * columns);
   multiply_tiles<MultiplyTiles<float, Out, false, false>>(machine_, {.a = a.as<float>(),
                                                                      .b = b.as<float>(),
                                                                      .out = sums,
@@ -35,9 +35,10 @@ void CudaBackend::add_moment(const SecondMoment& op, Out* out) {
                                                                      .inner = int(op.a.shape[0]),
                                                                      .terms_at_once = kTokensAtOnce,
                                                                      .sign = 1,
-                                                                     .add = false,
+                                                                     .add = there,
                                                                      .upper_a = false,
                                                                      .lowest = rows});
+  if (there) return;
   std::vector<Out> here(static_cast<size_t>(rows * columns));
   machine_.copy_out(here.data(), sums, rows * columns * int64_t(sizeof(Out)));
   pool_.parallel(rows, [&](int, int64_t begin, int64_t end) {

@@ -11,6 +11,8 @@ struct SecondMoment {
   double* out =
       nullptr;  ///< f64 [rows, columns], row-major; summed in f32 over at most 1024 tokens, then added
   float* out_f32 = nullptr;  ///< the same in f32, instead of `out`: for sums of small differences
+  Device out_device =
+      Device::cpu;  ///< where out or out_f32 is: on the backend's device, sums need not travel
 
   void check() const {
     DimChecker dims("second_moment");

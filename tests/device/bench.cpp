@@ -1,5 +1,5 @@
-// How fast the CUDA backend is: linear layers of OPT's shapes against cuBLASLt in f16, and decoding of whole models with
-// random weights. Medians over graph replays between events, weights rotated beyond the cache, random data, outputs poisoned
+// How fast the CUDA backend is: linear layers of OPT's shapes against cuBLASLt in f16, decoding and prompts of whole models with
+// random weights, and what --deterministic costs those. Medians over graph replays between events, weights rotated beyond the cache, random data, outputs poisoned
 // and checked; the clocks are left alone.
 //
 // usage: device_bench COMMIT DATE OUTPUT.json [--short]      a table on stdout; --short: tiny shapes, for the emulator
@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <tuple>
 
 #include "engine/nn/attention.h"
@@ -39,6 +40,7 @@ struct Plan {
   int64_t rotated_bytes = int64_t(256) << 20;
   int64_t copied_bytes = int64_t(2) << 30;
   int repeats = 50;
+  int64_t prompt = 512;
 };
 
 double median(std::vector<double> values) {
@@ -95,8 +97,9 @@ AffineMatrix random_matrix(Backend& backend, int bits, int64_t out, int64_t in, 
 
 class Bench {
  public:
-  Bench(CudaBackend& backend, const Plan& plan)
-      : backend_(backend), machine_(backend.machine()), plan_(plan) {}
+  /// `steady`: the same device with --deterministic.
+  Bench(CudaBackend& backend, CudaBackend& steady, const Plan& plan)
+      : backend_(backend), steady_(steady), machine_(backend.machine()), plan_(plan) {}
 
   nlohmann::json run();
 
@@ -106,11 +109,11 @@ class Bench {
   void halves(const char* model, int64_t out, int64_t in);
   void verify(const AffineMatrix& matrix, const std::vector<float>& x, const Tensor& y, int64_t tokens,
               const std::string& what);
-  void decode(const OptShape& shape, int bits);
+  void whole(const char* test, const OptShape& shape, int bits, int64_t tokens);
   void add(const std::string& test, const std::string& model, int64_t out, int64_t in, int bits,
-           int64_t tokens, const Timing& timing, int64_t bytes);
+           int64_t tokens, const Timing& timing, int64_t bytes, double times_faster = 0);
 
-  CudaBackend& backend_;
+  CudaBackend &backend_, &steady_;
   cuda::Machine& machine_;
   const Plan& plan_;
   double copy_ = 0;  ///< bytes a second, read and written
@@ -132,7 +135,7 @@ void Bench::copy_bandwidth() {
 }
 
 void Bench::add(const std::string& test, const std::string& model, int64_t out, int64_t in, int bits,
-                int64_t tokens, const Timing& timing, int64_t bytes) {
+                int64_t tokens, const Timing& timing, int64_t bytes, double times_faster) {
   const double rate = double(bytes) / timing.median;
   nlohmann::json row = {{"test", test},
                         {"model", model},
@@ -152,7 +155,8 @@ void Bench::add(const std::string& test, const std::string& model, int64_t out, 
     row["times_cublaslt_f16"] = half->second / timing.median;
     against = std::to_string(half->second / timing.median).substr(0, 5);
   }
-  if (test == "decode") {
+  if (times_faster > 0) row["slower_than_otherwise"] = 1 / times_faster;
+  if (test != "linear" && test != "cublaslt") {
     row["tokens_per_second"] = double(tokens) / timing.median;
     speed = std::to_string(int64_t(double(tokens) / timing.median));
   }
@@ -248,8 +252,13 @@ void Bench::layer(const char* model, int64_t out, int64_t in, int bits) {
 /// for the rest as well.
 class Decoder {
  public:
-  Decoder(CudaBackend& backend, const OptShape& shape, int bits, int64_t rotated_bytes)
-      : backend_(backend), shape_(shape), workspace_(backend) {
+  /// A step of `rows` tokens: one behind a short past, or so many that begin a text.
+  Decoder(CudaBackend& backend, const OptShape& shape, int bits, int64_t rotated_bytes, int64_t rows = 1)
+      : backend_(backend),
+        shape_(shape),
+        span_{0, int32_t(rows), rows == 1 ? kPast : 0, nullptr},
+        page_count_(std::max(kPages, (rows + kPagePositions - 1) / kPagePositions)),
+        workspace_(backend) {
     Random random(3);
     int64_t total = 0;
     for (int64_t i = 0; i < shape.layers && total < 2 * rotated_bytes; ++i) {
@@ -261,26 +270,28 @@ class Decoder {
         Weight::quantized(backend, random_matrix(backend, 8, shape.vocab, shape.hidden, shape.hidden, 9));
     for (int64_t i = 0; i < shape.layers; ++i)
       caches_.push_back(
-          Tensor::from_floats(backend, random.floats(kPages * 2 * shape.hidden * kPagePositions),
-                              {kPages, 2, shape.heads, shape.hidden / shape.heads * kPagePositions}));
+          Tensor::from_floats(backend, random.floats(page_count_ * 2 * shape.hidden * kPagePositions),
+                              {page_count_, 2, shape.heads, shape.hidden / shape.heads * kPagePositions}));
     for (const Tensor& cache : caches_) views_.push_back(cache.view());
-    for (int32_t page = 0; page < kPages; ++page) pages_.push_back(page);
-    hidden_ = Tensor::from_floats(backend, random.floats(shape.hidden), {1, shape.hidden});
+    for (int32_t page = 0; page < page_count_; ++page) pages_.push_back(page);
+    span_.pages = pages_.data();
+    hidden_ = Tensor::from_floats(backend, random.floats(rows * shape.hidden), {rows, shape.hidden});
     logits_ = Tensor(backend, DType::f32, {1, shape.vocab});
-    position_ = Tensor(backend, DType::i32, {1});
-    backend.copy_to_device(position_.view().as<void>(), &kPast, 4);
+    std::vector<int32_t> positions(static_cast<size_t>(rows));
+    std::iota(positions.begin(), positions.end(), span_.past);
+    positions_ = Tensor(backend, DType::i32, {rows});
+    backend.copy_to_device(positions_.view().as<void>(), positions.data(), positions_.bytes());
   }
 
   void step() {
-    const AttentionSpan span{0, 1, kPast, pages_.data()};
-    const nn::BatchRows rows{.positions = position_.view(), .spans = {&span, 1}};
+    const nn::BatchRows rows{.positions = positions_.view(), .spans = {&span_, 1}};
     const nn::ForwardContext context{backend_, workspace_, rows, views_};
     for (int64_t layer = 0; layer < shape_.layers; ++layer) {
       nn::Block& block = *blocks_[size_t(layer) % blocks_.size()];
       static_cast<nn::AttentionBranch&>(*block.branches[0]).layer = int(layer);
       block.forward(context, hidden_.view());
     }
-    head_.forward(context, hidden_.view(), logits_.view());
+    head_.forward(context, hidden_.view().rows(span_.rows - 1, 1), logits_.view());
   }
   bool finite() const {
     const std::vector<float> logits = logits_.to_floats();
@@ -327,20 +338,29 @@ class Decoder {
 
   CudaBackend& backend_;
   OptShape shape_;
+  AttentionSpan span_;
+  int64_t page_count_;
   Workspace workspace_;
   std::vector<std::unique_ptr<nn::Block>> blocks_;
   nn::Linear head_;
   std::vector<Tensor> caches_;
   std::vector<OutputView> views_;
   std::vector<int32_t> pages_;
-  Tensor hidden_, logits_, position_;
+  Tensor hidden_, logits_, positions_;
 };
 
-void Bench::decode(const OptShape& shape, int bits) {
-  Decoder decoder(backend_, shape, bits, plan_.rotated_bytes);
-  const Timing timing = time_calls(machine_, 1, plan_.repeats, [&](int64_t) { decoder.step(); });
-  if (!decoder.finite()) throw RuntimeFailure(str(shape.name, ": logits are not finite"));
-  add("decode", shape.name, shape.hidden, shape.hidden, bits, 1, timing, decoder.bytes());
+// A step of `tokens`, without and with --deterministic.
+void Bench::whole(const char* test, const OptShape& shape, int bits, int64_t tokens) {
+  double otherwise = 0;
+  for (CudaBackend* backend : {&backend_, &steady_}) {
+    Decoder decoder(*backend, shape, bits, plan_.rotated_bytes, tokens);
+    const Timing timing = time_calls(backend->machine(), 1, plan_.repeats, [&](int64_t) { decoder.step(); });
+    if (!decoder.finite()) throw RuntimeFailure(str(shape.name, ": logits are not finite"));
+    const bool steady = backend == &steady_;
+    add(steady ? str(test, " --deterministic") : test, shape.name, shape.hidden, shape.hidden, bits, tokens,
+        timing, decoder.bytes(), steady ? otherwise / timing.median : 0);
+    otherwise = timing.median;
+  }
 }
 
 nlohmann::json Bench::run() {
@@ -352,8 +372,10 @@ nlohmann::json Bench::run() {
       halves(shape.name, out, in);
       for (const int bits : {4, 3, 2}) layer(shape.name, out, in, bits);
     }
-  for (const OptShape& shape : plan_.shapes)
-    for (const int bits : {4, 3, 2}) decode(shape, bits);
+  for (const OptShape& shape : plan_.shapes) {
+    for (const int bits : {4, 3, 2}) whole("decode", shape, bits, 1);
+    whole("prompt", shape, 4, plan_.prompt);
+  }
   return rows_;
 }
 
@@ -362,11 +384,12 @@ int run(const std::string& commit, const std::string& date, const std::string& o
     std::printf("device_bench: skipped, %s\n", reason.c_str());
     return device::kSkipped;
   }
-  const auto backend = make_cuda_backend({.device = "cuda"});
+  const auto backend = make_cuda_backend({.device = "cuda"}),
+             steady = make_cuda_backend({.device = "cuda", .deterministic = true});
   Plan plan;
-  if (small) plan = {kTiny, {1, 9}, 1 << 16, 1 << 20, 3};
+  if (small) plan = {kTiny, {1, 9}, 1 << 16, 1 << 20, 3, 20};
   auto& cuda_backend = static_cast<CudaBackend&>(*backend);
-  const nlohmann::json rows = Bench(cuda_backend, plan).run();
+  const nlohmann::json rows = Bench(cuda_backend, static_cast<CudaBackend&>(*steady), plan).run();
   const cuda::MachineFacts& facts = cuda_backend.machine().facts();
   std::ofstream file(output);
   file << nlohmann::json{{"device", facts.name}, {"commit", commit},

@@ -12,7 +12,7 @@
 #include "engine/runtime/runner.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "models/registry.h"
-#include "tests/device/report.h"
+#include "tests/device/check_quantizer.h"
 #include "tests/support/matrices.h"
 #include "tests/support/rounded_model.h"
 
@@ -280,6 +280,18 @@ void check_model(const Devices& devices, Report& report, const std::filesystem::
   std::printf("%s: largest difference of a logit %.2g of the largest logit\n", what.c_str(), worst);
 }
 
+// The bundled model's logits of a prompt's end, from one chunk and from several: the same bits where that is asked for.
+void check_deterministic(Report& report, const std::filesystem::path& source, bool small) {
+  const auto cuda = make_cuda_backend({.device = "cuda", .deterministic = true});
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < (small ? 18 : 200); ++i) ids.push_back(5 + i * 131 % 4000);
+  Session whole(*cuda, source / "models/demo"), parts(*cuda, source / "models/demo");
+  const auto middle = ids.begin() + (small ? 16 : 130);
+  parts.feed({ids.begin(), middle});
+  report.expect(parts.feed({middle, ids.end()}) == whole.feed(ids),
+                "--deterministic: chunks give the same bits");
+}
+
 int run(const std::filesystem::path& source, bool small) {
   if (const std::string reason = cuda::why_unavailable(); !reason.empty()) {
     std::printf("device_check: skipped, %s\n", reason.c_str());
@@ -293,6 +305,8 @@ int run(const std::filesystem::path& source, bool small) {
     check_tables(devices, report);
     check_norm(devices, report);
     check_attention(devices, report, small);
+    device::check_quantizer(*devices.cpu, *devices.cuda, report, small);
+    check_deterministic(report, source, small);
     std::string folder = (std::filesystem::temp_directory_path() / "ballast-device-XXXXXX").string();
     if (!::mkdtemp(folder.data())) throw RuntimeFailure("cannot make a temporary folder");
     for (const int bits : small ? std::vector{4} : std::vector{2, 3, 4, 8}) {

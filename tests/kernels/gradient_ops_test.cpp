@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "tests/support/attention_gradients.h"
 #include "tests/support/backends.h"
 #include "tests/support/finite_differences.h"
 #include "tests/support/reference.h"
@@ -112,14 +113,9 @@ TEST_P(GradientOps, Activations) {
   }
 }
 
-struct AttentionCase {
-  int64_t heads, head_dim;
-  std::vector<int32_t> lengths;
-  Mask mask;
-};
-
 // Σ out · d_out in f64; x holds q, k and v one after the other.
-double attention_loss(const AttentionCase& c, const std::vector<double>& x, const std::vector<float>& d_out) {
+double attention_loss(const test::AttentionGradients& c, const std::vector<double>& x,
+                      const std::vector<float>& d_out) {
   const int64_t width = c.heads * c.head_dim, size = int64_t(x.size()) / 3;
   double loss = 0;
   int64_t first = 0;
@@ -148,52 +144,21 @@ double attention_loss(const AttentionCase& c, const std::vector<double>& x, cons
 }
 
 TEST_P(GradientOps, Attention) {
-  const AttentionCase cases[] = {{1, 1, {1}, Mask::causal},
-                                 {2, 3, {5, 2}, Mask::full},
-                                 {2, 4, {1, 17}, Mask::causal},
-                                 {1, 17, {20}, Mask::full},
-                                 {1, 2, {100, 3}, Mask::causal}};
-  for (const AttentionCase& c : cases) {
-    int64_t tokens = 0;
-    std::vector<AttentionSpan> spans;
-    for (int32_t length : c.lengths) {
-      spans.push_back({.first_row = int32_t(tokens), .rows = length});
-      tokens += length;
-    }
-    const int64_t width = c.heads * c.head_dim, size = tokens * width;
-    Random random{uint64_t(size)};
-    const std::vector<float> x = random.floats(3 * size), d_out = random.floats(size);
-    const float scale = float(1 / std::sqrt(double(c.head_dim)));
-    const auto run = [&](Backend& backend) {
-      std::vector<float> d(size_t(3 * size), 0.5f);  // gradients are added
-      const auto part = [&](const float* data, int64_t index) {
-        return OutputView(const_cast<float*>(data) + index * size, DType::f32, {tokens, width});
-      };
-      backend.run(AttentionBackward{.q = part(x.data(), 0),
-                                    .k = part(x.data(), 1),
-                                    .v = part(x.data(), 2),
-                                    .d_out = view_of(d_out, {tokens, width}),
-                                    .dq = part(d.data(), 0),
-                                    .dk = part(d.data(), 1),
-                                    .dv = part(d.data(), 2),
-                                    .spans = spans,
-                                    .heads = c.heads,
-                                    .scale = scale,
-                                    .mask = c.mask});
-      return d;
-    };
-    // Scores are below sqrt(head_dim) and off by head_dim + 3 roundings of that, probabilities by twice as much,
-    // relatively; d_out·v is below head_dim. A key collects its sums from up to `tokens` queries.
-    const double dim = double(c.head_dim),
-                 roundings = dim + double(tokens) + 2 * (dim + 3) * std::sqrt(dim) + 20;
-    const double bound = kRound32 * roundings * (2 * dim + 1) * std::max(1.0, std::log(double(tokens)) + 1);
+  const test::AttentionGradients cases[] = {{1, 1, {1}, Mask::causal},
+                                            {2, 3, {5, 2}, Mask::full},
+                                            {2, 4, {1, 17}, Mask::causal},
+                                            {1, 17, {20}, Mask::full},
+                                            {1, 2, {100, 3}, Mask::causal}};
+  for (const auto& c : cases) {
+    const auto inputs = c.inputs();
+    const auto run = [&](Backend& backend) { return c.run(backend, inputs); };
     std::vector<Expected> expected;
     for (double slope :
-         slopes([&](const std::vector<double>& at) { return attention_loss(c, at, d_out); }, doubles(x)))
-      expected.push_back({slope + 0.5, bound + kDifferences * double(tokens)});
+         slopes([&](const std::vector<double>& at) { return attention_loss(c, at, inputs.d_out); },
+                doubles(inputs.x)))
+      expected.push_back({slope + 0.5, c.bound() + kDifferences * double(c.tokens())});
     const std::vector<float> d = run(*backend_);
-    ASSERT_TRUE(within_bounds(d, expected))
-        << c.heads << " heads of " << c.head_dim << ", " << tokens << " tokens";
+    ASSERT_TRUE(within_bounds(d, expected)) << c.text();
     expect_same_everywhere(run, d);
   }
 }

@@ -5,7 +5,7 @@
 #include "models/registry.h"
 #include "quantize/quantizer.h"
 #include "quantize/records.h"
-#include "tests/support/random.h"
+#include "tests/support/random_calibration.h"
 #include "tests/support/temp_folder.h"
 
 namespace ballast {
@@ -15,22 +15,6 @@ namespace fs = std::filesystem;
 const fs::path kModels = BALLAST_SOURCE_DIR "/tests/golden/opt";
 
 struct Stopped {};
-
-CalibrationTokens random_tokens(int64_t vocab) {
-  test::Random random(7);
-  CalibrationTokens tokens{6, 16, {}, "random"};
-  for (int i = 0; i < 6 * 16; ++i) tokens.ids.push_back(int32_t(random.below(vocab)));
-  return tokens;
-}
-
-CalibrationTokens random_images(const nn::ImageFacts& facts) {
-  CalibrationTokens tokens{6, facts.tokens, {}, "random", {}};
-  tokens.images = {.values = facts.patches() * facts.patch_values(), .write = [](int64_t sample, std::span<float> patches) {
-                     test::Random random(uint64_t(100 + sample));
-                     for (float& value : patches) value = random.uniform(-2, 2);
-                   }};
-  return tokens;
-}
 
 class Resume : public testing::Test {
  protected:
@@ -45,7 +29,7 @@ class Resume : public testing::Test {
     std::optional<Journal> kept;
     if (journal) kept.emplace(folder_ / (name + "-work"), fingerprint, Journal::Found::resume);
     const CalibrationTokens tokens =
-        model->facts().image ? random_images(*model->facts().image) : random_tokens(model->facts().vocab);
+        model->facts().image ? test::random_images(*model->facts().image, 6) : test::random_tokens(6, 16, model->facts().vocab);
     CheckpointWriter writer(folder_ / name, {.overwrite = true});
     try {
       const QuantizeReport report = quantize_model({.source = checkpoint,

@@ -22,7 +22,9 @@ inline std::vector<float> logits_of(Backend& backend, nn::Model& model, const st
     Batch batch;
     batch.add(std::span(ids).subspan(start, count), int64_t(start), pages);
     const TensorView logits = runner.logits(runner.hidden(batch), batch.rows().positions);
-    all.insert(all.end(), logits.as<float>(), logits.as<float>() + logits.shape.elements());
+    all.resize(all.size() + size_t(logits.shape.elements()));
+    backend.copy_to_host(all.data() + all.size() - size_t(logits.shape.elements()), logits.data,
+                         logits.bytes());
   }
   return all;
 }

@@ -126,7 +126,7 @@ TEST_F(Vision, QuantizedFoldersAreReadBack) {
     ASSERT_EQ(run.code, 0) << flags[0] << " " << flags[1] << ": " << run.err;
     const bool recipe = std::find(flags.begin(), flags.end(), "--method") == flags.end();
     const bool best = std::find(flags.begin(), flags.end(), "best") != flags.end();
-    EXPECT_EQ(run.json()["calibration"]["samples"], best ? 32 : recipe ? 8 : 4) << "views of four images";
+    EXPECT_EQ(run.json()["calibration"]["samples"], best ? 16 : recipe ? 8 : 4) << "views of four images";
     const Outcome measured = ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--json"});
     EXPECT_EQ(measured.code, 0) << measured.err;
     EXPECT_TRUE(std::isfinite(measured.json()["nll"].get<double>()));

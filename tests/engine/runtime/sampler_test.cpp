@@ -5,7 +5,9 @@
 #include <map>
 #include <set>
 
+#include "kernels/backend.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/random.h"
 
 namespace ballast {
 namespace {
@@ -154,6 +156,59 @@ TEST(SamplingParams, ValuesOutOfRangeAreRefusedByName) {
   refused("logit_bias token", {.logit_bias = {{-1, 0}}});
   refused("logit_bias", {.logit_bias = {{1, nan}}});
   EXPECT_NO_THROW(SamplingParams{}.check());
+}
+
+// What a device does with choice() is ops/choose_tokens.h; here the CPU does it.
+TEST(Sampler, ChoosesTheSameTokensWithoutTheLogits) {
+  const auto backend = find_backend({.device = "cpu", .threads = 1});
+  constexpr int64_t kVocab = 3000, kUsable = 2900;
+  const SamplingParams all[] = {{.temperature = 0},
+                                {.temperature = 1},
+                                {.temperature = 0.4},
+                                {.temperature = 1, .top_k = 1},
+                                {.temperature = 1, .top_k = 50},
+                                {.temperature = 3, .top_p = 0.9},
+                                {.temperature = 0.3, .top_p = 0.9},
+                                {.temperature = 1, .min_p = 0.02},
+                                {.temperature = 4, .top_k = 700, .top_p = 0.7, .min_p = 0.001}};
+  int left = 0;
+  for (SamplingParams params : all) {
+    params.seed = 5;
+    Sampler whole(params), parts(params);
+    test::Random random(3);
+    for (int draw = 0; draw < 40; ++draw) {
+      const std::vector<float> logits = random.floats(kVocab, -6, 6);
+      const auto banned = int32_t(random.below(kUsable));
+      const SampledToken expected = whole.sample(logits, kUsable, banned, {}, 0);
+      const auto choice = parts.choice(banned);
+      ASSERT_TRUE(choice);
+      ChosenToken chosen;
+      std::vector<Candidate> candidates(ChooseTokens::kMostCandidates);
+      backend->run(ChooseTokens{.logits = {logits.data(), DType::f32, {1, kVocab}},
+                                .usable = kUsable,
+                                .choices = {&*choice, 1},
+                                .chosen = {&chosen, 1},
+                                .candidates = candidates});
+      auto token =
+          parts.choose_among(chosen, std::span(candidates).first(size_t(choice->candidates)), kUsable);
+      if (!token) {
+        ++left;
+        token = parts.sample(logits, kUsable, banned, {}, 0);
+      }
+      ASSERT_EQ(token->id, expected.id) << draw;
+    }
+  }
+  EXPECT_EQ(left, 40) << "the flat distribution's 90 % are more tokens than a device names";
+}
+
+TEST(Sampler, AsksForTheLogitsWhereADeviceWillNotDo) {
+  for (const SamplingParams& params : {SamplingParams{.repetition_penalty = 1.1},
+                                       {.presence_penalty = 0.1},
+                                       {.frequency_penalty = 0.1},
+                                       {.logit_bias = {{1, 1.0}}},
+                                       {.logprobs = 0},
+                                       {.top_k = ChooseTokens::kMostCandidates + 1}})
+    EXPECT_FALSE(Sampler(params).choice(-1));
 }
 
 }  // namespace

@@ -83,8 +83,9 @@ struct Chunk {
 
 // Steps of a batch over a cache whose pages are dealt out at random and hold NaNs.
 std::vector<std::vector<float>> run_steps(const Setting& setting, const std::vector<Sequence>& sequences,
-                                          const std::vector<std::vector<Chunk>>& steps) {
-  const auto backend = emulated_backend();
+                                          const std::vector<std::vector<Chunk>>& steps,
+                                          bool deterministic = false) {
+  const auto backend = emulated_backend("f32", deterministic);
   int64_t pages = 2;
   std::vector<std::vector<int32_t>> tables;
   for (const Sequence& sequence : sequences) pages += (sequence.length + kPagePositions - 1) / kPagePositions;

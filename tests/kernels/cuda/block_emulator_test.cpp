@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/launch.h"
 #include "tests/support/random.h"
 #include "tests/support/simt/emulated_memory.h"
 
@@ -248,9 +248,40 @@ TEST(SimtEmulatorDeathTest, GlobalMemoryEndsAtAWall) {
   EXPECT_DEATH(
       {
         auto* values = static_cast<float*>(simt::allocate(32 * sizeof(float)));
+        const simt::DeviceAccess access;
         run({.threads = 32}, [&] { values[dev::thread() + 1] = 1; });
       },
       "");
+}
+
+struct SetOne {
+  static constexpr int kThreads = 32, kBlocks = 1;
+  struct Args {
+    int where;
+    float* values;
+  };
+  static void run(const Args& args) { args.values[dev::thread()] = 1; }
+};
+
+TEST(SimtEmulatorDeathTest, OnlyKernelsAndCopiesReachDeviceMemory) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  cuda::Machine machine;
+  auto* const values = static_cast<float*>(machine.allocate(32 * sizeof(float)));
+  cuda::launch<SetOne>(machine, {}, {.values = values});
+  float here = 0;
+  machine.copy_out(&here, values + 31, sizeof here);
+  EXPECT_EQ(here, 1);
+  EXPECT_DEATH(static_cast<void>(*static_cast<volatile float*>(values)), "");
+  EXPECT_DEATH(*static_cast<volatile float*>(values) = 2, "");
+  machine.release(values);
+}
+
+TEST(SimtEmulator, KernelsDoNotReachHostMemory) {
+  cuda::Machine machine;
+  std::vector<float> values(32);
+  EXPECT_THROW(cuda::launch<SetOne>(machine, {}, {.values = values.data()}), Fault);
+  float on_the_stack[32];
+  EXPECT_THROW(cuda::launch<SetOne>(machine, {}, {.values = on_the_stack}), Fault);
 }
 
 }  // namespace

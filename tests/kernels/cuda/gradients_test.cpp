@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "tests/support/attention_gradients.h"
 #include "tests/support/backends.h"
 #include "tests/support/reference.h"
 #include "tests/support/simt/emulated_backend.h"
@@ -75,46 +76,15 @@ TEST_F(SimtGradients, OfLayerNorm) {
 
 // The bound of the CPU's test, for each of the two.
 TEST_F(SimtGradients, OfAttention) {
-  struct Case {
-    int64_t heads, head_dim;
-    std::vector<int32_t> lengths;
-    Mask mask;
-  };
-  for (const Case& c : {Case{1, 1, {1}, Mask::causal},
-                        {2, 3, {5, 2}, Mask::full},
-                        {2, 130, {3}, Mask::causal},
-                        {1, 4, {150, 3}, Mask::causal}}) {
-    int64_t tokens = 0;
-    std::vector<AttentionSpan> spans;
-    for (const int32_t length : c.lengths) {
-      spans.push_back({.first_row = int32_t(tokens), .rows = length});
-      tokens += length;
-    }
-    const int64_t width = c.heads * c.head_dim, size = tokens * width;
-    Random random{uint64_t(size)};
-    const std::vector<float> x = random.floats(3 * size), d_out = random.floats(size);
-    const double dim = double(c.head_dim),
-                 roundings = dim + double(tokens) + 2 * (dim + 3) * std::sqrt(dim) + 20;
-    const double bound = kRound32 * roundings * (2 * dim + 1) * std::max(1.0, std::log(double(tokens)) + 1);
-    const auto run = [&](Backend& backend) {
-      std::vector<float> d(size_t(3 * size), 0.5f);  // gradients are added
-      const auto part = [&](const float* data, int64_t index) {
-        return OutputView(const_cast<float*>(data) + index * size, DType::f32, {tokens, width});
-      };
-      backend.run(AttentionBackward{.q = part(x.data(), 0),
-                                    .k = part(x.data(), 1),
-                                    .v = part(x.data(), 2),
-                                    .d_out = view_of(d_out, {tokens, width}),
-                                    .dq = part(d.data(), 0),
-                                    .dk = part(d.data(), 1),
-                                    .dv = part(d.data(), 2),
-                                    .spans = spans,
-                                    .heads = c.heads,
-                                    .scale = float(1 / std::sqrt(dim)),
-                                    .mask = c.mask});
-      return d;
-    };
-    ASSERT_NO_FATAL_FAILURE(expect_close(run, 2 * bound)) << c.heads << " heads of " << c.head_dim;
+  const test::AttentionGradients cases[] = {{1, 1, {1}, Mask::causal},
+                                            {2, 3, {5, 2}, Mask::full},
+                                            {2, 130, {3}, Mask::causal},
+                                            {1, 4, {150, 3}, Mask::causal}};
+  for (const auto& c : cases) {
+    const auto inputs = c.inputs();
+    ASSERT_NO_FATAL_FAILURE(
+        expect_close([&](Backend& backend) { return c.run(backend, inputs); }, 2 * c.bound()))
+        << c.text();
   }
 }
 
@@ -164,6 +134,8 @@ TEST(SimtRoundActivations, GivesTheBitsOfTheGrid) {
         ActivationGrid{.kind = Kind::logarithm, .bits = 4, .step = 1.5f},
         ActivationGrid{.kind = Kind::logarithm, .bits = 8, .step = 2.0f},
         ActivationGrid{.kind = Kind::logarithm, .bits = 8, .step = 1.0f, .per_octave = 2}}) {
+    // Where rounding changes, and where one range takes over from the other.
+    for (int i = 0; i < 300; ++i) x[size_t(2 * i + 9)] = grid.step * 0.5f * float(i);
     std::vector<float> y(x.size()), expected;
     for (const float value : x) expected.push_back(grid.round(value));
     backend->run(RoundActivations{

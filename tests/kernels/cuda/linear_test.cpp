@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/core/tensor.h"
 #include "kernels/ops/embedding.h"
 #include "tests/support/simt/emulated_backend.h"
 
@@ -289,9 +290,11 @@ TEST(SimtLinearTraffic, LayersThatShareAnInputRoundItOnce) {
   Random random(12);
   const AffineMatrix matrix = test::random_affine(random, 4, 32, 256, 128);
   const auto weight = test::packed(*backend, matrix);
-  std::vector<float> x = random.floats(256), y(32), wide(256);
-  auto op = test::op_for(x, weight.view, {}, 1, y);
-  op.x.device = Device::cuda;
+  std::vector<float> values = random.floats(256);
+  const Tensor x = Tensor::from_floats(*backend, values, {1, 256}),
+               wide = Tensor::from_floats(*backend, values, {1, 256}),
+               y = Tensor::from_floats(*backend, std::vector<float>(32), {1, 32});
+  const Linear<AffineView> op{.x = x.view(), .weight = weight.view, .y = y.view()};
   const auto launches = [&](const Linear<AffineView>& layer) {
     simt::take_counts();
     backend->run(layer);
@@ -299,18 +302,51 @@ TEST(SimtLinearTraffic, LayersThatShareAnInputRoundItOnce) {
   };
   EXPECT_EQ(launches(op), 2);
   EXPECT_EQ(launches(op), 1);
-  const std::vector<float> before = y;
-  for (float& value : x) value = -value;
-  backend->copy_to_device(wide.data(), wide.data(), 0);  // any write does
+  const std::vector<float> before = y.to_floats();
+  for (float& value : values) value = -value;
+  backend->copy_to_device(x.view().as<void>(), values.data(), x.bytes());
   EXPECT_EQ(launches(op), 2);
-  for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], -before[i]);
+  const std::vector<float> after = y.to_floats();
+  for (size_t i = 0; i < after.size(); ++i) EXPECT_EQ(after[i], -before[i]);
   // A layer whose output lies in that input.
-  auto over = test::op_for(wide, weight.view, {}, 1, y);
-  over.x.device = Device::cuda;
-  over.y = OutputView(x.data() + 100, DType::f32, {1, 32});
+  const Linear<AffineView> over{
+      .x = wide.view(),
+      .weight = weight.view,
+      .y = OutputView(x.view().as<float>() + 100, DType::f32, {1, 32}, Device::cuda)};
   EXPECT_EQ(launches(op), 1);
   EXPECT_EQ(launches(over), 2);
   EXPECT_EQ(launches(op), 2);
+}
+
+// The input is rounded to its grid on the device first: the layer of the values that the codes stand for.
+TEST(SimtLinearWithGrid, ReadsWhatTheGridMakesOfItsInput) {
+  Random random(12);
+  const auto backend = emulated_backend();
+  constexpr int64_t kOut = 48, kIn = 64;
+  const AffineMatrix matrix = test::random_affine(random, 4, kOut, kIn, 32);
+  const test::DenseMatrix dense(DType::f32, kOut, kIn, random.floats(kOut * kIn));
+  const auto weight = test::packed(*backend, matrix);
+  const auto dense_weight = test::packed(*backend, dense);
+  const ActivationGrid grid{.bits = 4, .step = 0.21f, .zero_point = 6};
+  for (const int64_t tokens : {1, 20}) {
+    const std::vector<float> x = random.floats(tokens * kIn, -2, 3);
+    std::vector<float> rounded;
+    for (const float value : x) rounded.push_back(grid.round(value));
+    ASSERT_NE(rounded, x);
+    const auto with_grid = [&](const auto& view) {
+      std::vector<float> y(size_t(tokens * kOut), std::numeric_limits<float>::quiet_NaN());
+      backend->run(Linear{.x = test::view_of(x, {tokens, kIn}),
+                          .weight = view,
+                          .grid = grid,
+                          .y = test::view_of(y, {tokens, kOut})});
+      return y;
+    };
+    EXPECT_TRUE(within_bounds(with_grid(weight.view), reference(test::decoded(matrix), rounded, {}, tokens,
+                                                                fragments_bound(matrix, "f32"))));
+    EXPECT_TRUE(same_bits(with_grid(weight.view), run(*backend, rounded, weight.view, {}, tokens)));
+    EXPECT_TRUE(
+        same_bits(with_grid(dense_weight.view), run(*backend, rounded, dense_weight.view, {}, tokens)));
+  }
 }
 
 }  // namespace

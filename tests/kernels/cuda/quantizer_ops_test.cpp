@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/core/tensor.h"
 #include "tests/support/backends.h"
 #include "tests/support/reference.h"
 #include "tests/support/simt/emulated_backend.h"
@@ -58,6 +59,84 @@ TEST(SimtSecondMoment, OfOneInputIsSymmetric) {
   backend->run(SecondMoment{.a = view, .b = view, .out = out.data()});
   for (int64_t i = 0; i < kRows; ++i)
     for (int64_t j = 0; j < i; ++j) ASSERT_EQ(out[size_t(i * kRows + j)], out[size_t(j * kRows + i)]);
+}
+
+// Sums that stay on the device between calls.
+TEST(SimtSecondMoment, GrowsOnTheDevice) {
+  const auto backend = emulated_backend();
+  constexpr int64_t kTokens = 9, kRows = 5, kColumns = 70;
+  Random random{9};
+  const std::vector<float> a = random.floats(2 * kTokens * kRows), b = random.floats(2 * kTokens * kColumns);
+  std::vector<double> expected(kRows * kColumns);
+  std::vector<float> expected_f32(expected.size());
+  const std::vector<double> zeros(expected.size());
+  const Tensor there = Tensor(*backend, DType::u8, {8 * kRows * kColumns});
+  const Tensor there_f32 = Tensor::from_floats(*backend, expected_f32, {kRows, kColumns});
+  backend->copy_to_device(there.view().as<void>(), zeros.data(), there.bytes());
+  for (const int64_t first : {int64_t(0), kTokens}) {
+    const auto part = [&](const std::vector<float>& of, int64_t width) {
+      return TensorView(of.data() + first * width, DType::f32, {kTokens, width});
+    };
+    SecondMoment op{.a = part(a, kRows), .b = part(b, kColumns), .out = expected.data()};
+    backend->run(op);
+    op.out = there.view().as<double>(), op.out_device = Device::cuda;
+    backend->run(op);
+    SecondMoment op_f32{.a = op.a, .b = op.b, .out_f32 = expected_f32.data()};
+    backend->run(op_f32);
+    op_f32.out_f32 = there_f32.view().as<float>(), op_f32.out_device = Device::cuda;
+    backend->run(op_f32);
+  }
+  std::vector<double> found(expected.size());
+  backend->copy_to_host(found.data(), there.view().data, there.bytes());
+  EXPECT_EQ(found, expected);
+  EXPECT_EQ(there_f32.to_floats(), expected_f32);
+}
+
+TEST(SimtColumnSums, GiveTheBitsOfTheCpu) {
+  const auto backend = emulated_backend(), cpu = find_backend({.device = "cpu", .threads = 1});
+  constexpr int64_t kTokens = 11;
+  for (const int64_t width : {1, 64, 150})
+    for (const int64_t count : {0, 3}) {
+      Random random{uint64_t(width + count)};
+      std::vector<float> x = random.floats(kTokens * width);
+      for (size_t i = 0; i < x.size(); i += 5) x[i] = i % 2 == 0 ? 0.0f : -0.0f;
+      std::vector<int32_t> positions;
+      for (int64_t t = 0; t < kTokens; ++t) positions.push_back(int32_t(t % 5));
+      struct Sums {
+        std::vector<double> all, by_position;
+        int64_t zeros = 7;
+        bool operator==(const Sums&) const = default;
+      };
+      Sums found[2];
+      for (int on = 0; on < 2; ++on) {
+        Sums& sums = found[on];
+        sums.all.assign(size_t(width), 0.5), sums.by_position.assign(size_t(count * width), 0.25);
+        for (int again = 0; again < 2; ++again)
+          (on ? *backend : *cpu)
+              .run(ColumnSums{.x = test::view_of(x, {kTokens, width}),
+                              .positions = test::view_of(positions),
+                              .sums = sums.all.data(),
+                              .position_sums = sums.by_position.data(),
+                              .position_count = count,
+                              .zeros = &sums.zeros});
+      }
+      EXPECT_TRUE(found[1] == found[0]) << width << ", " << count;
+      EXPECT_GT(found[0].zeros, 7);
+    }
+}
+
+TEST(SimtSubtract, GivesTheBitsOfTheCpu) {
+  const auto backend = emulated_backend(), cpu = find_backend({.device = "cpu", .threads = 1});
+  constexpr int64_t kTokens = 3, kWidth = 300;
+  Random random{10};
+  const std::vector<float> a = random.floats(kTokens * kWidth), b = random.floats(kTokens * kWidth);
+  std::vector<float> on_cpu(a.size()), in_place = b;
+  cpu->run(Subtract{.a = test::view_of(a, {kTokens, kWidth}),
+                    .b = test::view_of(b, {kTokens, kWidth}),
+                    .y = test::view_of(on_cpu, {kTokens, kWidth})});
+  const OutputView y = test::view_of(in_place, {kTokens, kWidth});
+  backend->run(Subtract{.a = test::view_of(a, {kTokens, kWidth}), .b = y, .y = y});
+  EXPECT_TRUE(same_bits(in_place, on_cpu));
 }
 
 TEST(SimtRankUpdate, SubtractsOrAddsAProduct) {

@@ -216,6 +216,10 @@ void set_seed(uint64_t seed) {
   emulator().seed = seed;
 }
 
+void count_fetched(int64_t bytes) {
+  emulator().counts.fetched_bytes += bytes;
+}
+
 Counts take_counts() {
   return std::exchange(emulator().counts, {});
 }

@@ -10,7 +10,8 @@
 //   - an asynchronous copy or a matrix row is not 16-byte aligned.
 // An asynchronous copy lands when it is waited for, not before; until then its target holds NaNs.
 //
-// Global memory that emulated_memory.h hands out ends at a page that cannot be touched.
+// Global memory that emulated_memory.h hands out ends at a page that cannot be touched. The runtime (emulated_machine.cpp) opens
+// it for launches and copies only, and refuses launches whose arguments hold an address of other memory.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +38,7 @@ struct Counts {
   int64_t barriers = 0;          ///< of blocks
   int64_t copied_bytes = 0;      ///< asynchronously, zeros not counted
   int64_t launches = 0;
+  int64_t fetched_bytes = 0;     ///< copied from the device to the host
 };
 
 /// Runs body(args) in every thread of every block.
@@ -46,5 +48,6 @@ void run_blocks(const Launch& launch, void (*body)(const void* args), const void
 void set_seed(uint64_t seed);
 /// Since the last call.
 Counts take_counts();
+void count_fetched(int64_t bytes);
 
 }  // namespace ballast::simt

@@ -12,8 +12,10 @@
 
 namespace ballast::test {
 
-inline std::unique_ptr<Backend> emulated_backend(const std::string& activations = "f32") {
-  return make_cuda_backend({.device = "cuda", .threads = 1, .activations = activations});
+inline std::unique_ptr<Backend> emulated_backend(const std::string& activations = "f32",
+                                                 bool deterministic = false) {
+  return make_cuda_backend(
+      {.device = "cuda", .threads = 1, .activations = activations, .deterministic = deterministic});
 }
 
 /// Largest relative error of one rounding to f16 or bf16.

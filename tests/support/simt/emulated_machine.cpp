@@ -1,4 +1,6 @@
 // The runtime of kernels/cuda on the emulator: device memory is host memory, the stream is the calling thread.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -10,6 +12,25 @@
 #include "tests/support/simt/emulated_memory.h"
 
 namespace ballast::cuda {
+namespace {
+
+using simt::DeviceAccess;
+
+// Kernels reach device memory only. Anything in a launch's arguments that looks like an address must be one there; what
+// merely looks like one is not mapped.
+void check_addresses(const void* args, size_t bytes) {
+  constexpr uintptr_t kLeast = uintptr_t(1) << 40, kMost = uintptr_t(1) << 47, kPage = 4096;
+  for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
+    uintptr_t word;
+    std::memcpy(&word, static_cast<const char*>(args) + at, sizeof word);
+    if (word < kLeast || word >= kMost || simt::is_device(reinterpret_cast<const void*>(word))) continue;
+    unsigned char resident;
+    if (mincore(reinterpret_cast<void*>(word / kPage * kPage), kPage, &resident) == 0)
+      throw simt::Fault(str("byte ", at, " of a launch's arguments is an address in host memory"));
+  }
+}
+
+}  // namespace
 
 std::string why_unavailable() {
   return "";
@@ -45,14 +66,18 @@ void Machine::copy_in(void* to, const void* from, int64_t bytes) {
   copy_ahead(to, from, bytes);
 }
 void Machine::copy_ahead(void* to, const void* from, int64_t bytes) {
+  const DeviceAccess access;
   std::memcpy(to, from, size_t(bytes));
 }
 void Machine::copy_out(void* to, const void* from, int64_t bytes) {
   queue_.flush();
+  if (simt::is_device(from)) simt::count_fetched(bytes);
+  const DeviceAccess access;
   std::memcpy(to, from, size_t(bytes));
 }
 void Machine::clear(void* to, int64_t bytes) {
   queue_.flush();
+  const DeviceAccess access;
   std::memset(to, 0, size_t(bytes));
 }
 void Machine::wait() {
@@ -88,6 +113,9 @@ double Machine::seconds(const std::function<void()>& body) {
 
 void Machine::multiply(const HalfProduct& p) {
   queue_.flush();
+  for (const void* operand : {p.a, p.b, static_cast<const void*>(p.out)})
+    CHECK(simt::is_device(operand), "cuBLASLt reaches device memory only");
+  const DeviceAccess access;
   const auto widened = [&](const void* halves, int64_t count) {
     std::vector<float> values;
     for (int64_t i = 0; i < count; ++i) {
@@ -106,7 +134,10 @@ void Machine::multiply(const HalfProduct& p) {
     }
 }
 
-void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args) {
+void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args,
+                   size_t bytes) {
+  check_addresses(args, bytes);
+  const DeviceAccess access;
   simt::run_blocks({.blocks = int(grid.blocks),
                     .blocks_y = int(grid.blocks_y),
                     .threads = threads,
