@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures methods, widths and compensation on the bundled model: rows to bench/results.json, tables to RESULTS.md.
 
-usage: results.py BALLAST MODEL SHARED [ONLY]      (make results calls it; about four hours on two idle cores)
+usage: results.py BALLAST MODEL SHARED [ONLY]      (make results calls it; about six hours on two idle cores)
 
 SHARED holds `wikitext-2-raw/wiki.test.raw`, `ptb/ptb.test.txt`, `calibration/{c4,wiki}.utf8`; for the image tables
 `deit-tiny-patch16-224/`, `imagenet-train-sample-100/labels.txt` and `imagenet-val-1300/dataset.txt`. ONLY, a regular expression, measures
@@ -184,7 +184,8 @@ def document(results):
              "C4 text, which is short: that column is not comparable with the papers' C4. **KL** (nats, ± standard error) and **top-1** agreement: against the float "
              f"model, the first {KL_WINDOWS} windows of WikiText-2. **Bits** count every stored byte of the quantized matrices: scales, "
              "zero points, outliers, bitmaps, position vectors. **CPU s** are seconds of all cores together for the whole "
-             "`quantize` command; **MiB** is its peak memory.", "",
+             "`quantize` command, roughly: threads that wait count, too, and rows were measured with one thread or two, on different "
+             "days; **MiB** is its peak memory.", "",
              f"Float: WikiText-2 {ppl['wikitext2']:.2f}, PTB {ppl['ptb']:.2f}, C4 {ppl['c4']:.2f}."]
     for title, flags, forms in TABLES:
         rows = [(form, results["rows"].get(f"{title}/{form}")) for form in forms]
