@@ -15,7 +15,7 @@ help:
 	@echo "make test    the same set-up, then the everyday tests"
 	@echo "make check   tests under sanitizers and long fuzzing, too"
 	@echo "make results accuracy of methods, widths and compensation, written to RESULTS.md (about six hours)"
-	@echo "make bench   speed of OPT's shapes, written to bench/ and compared with the committed figures (about 20 minutes)"
+	@echo "make bench   speed of OPT's shapes, written to bench/ and compared with the committed figures (about six minutes)"
 	@echo "make device  on a machine with a CUDA GPU: check its kernels, measure them (needs nvcc and CMake only)"
 	@echo "make format  clang-format over the sources        make lint  clang-tidy and the layout check"
 
