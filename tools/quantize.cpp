@@ -101,10 +101,8 @@ void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recip
   // Through rounded activations tuning lost, whatever its loss: W4A4 of DeiT-Tiny, 73.8 % against 75.2 %.
   const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position &&
                        recipe.activation_bits == 0;
-  if (!given({"--tune"}) && tunable) {
-    recipe.tune_epochs = named.tune_epochs;
-    if (!given({"--tune-hidden"})) recipe.tune_hidden = named.tune_hidden;
-  }
+  if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
+  if (!given({"--tune-hidden"}) && recipe.tune_epochs > 0) recipe.tune_hidden = named.tune_hidden;
   if (!given({"--sweeps", "--gptaq"}) && named.sweeps >= 0) recipe.options.sweeps = named.sweeps;
   if (!given({"--class-weight"})) recipe.class_weight = named.class_weight;
 }
