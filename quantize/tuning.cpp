@@ -207,24 +207,23 @@ class HiddenTargets {
 
   void clear() { wanted_.clear(); }
   void keep(const TensorView& hidden) {
-    if (weight_ > 0) wanted_.push_back(on_host(hidden));
+    if (weight_ > 0) wanted_.push_back(copy_of(hidden));
   }
   nn::HiddenLoss loss() const {
     if (weight_ == 0) return {};
     return [this](size_t index, const TensorView& hidden, const OutputView& gradient) {
-      add_gradient(wanted_[index], on_host(hidden), gradient);
+      add_gradient(wanted_[index], OnHost(backend_, hidden).row(0), gradient);
     };
   }
 
  private:
-  std::vector<float> on_host(const TensorView& x) const {
+  std::vector<float> copy_of(const TensorView& x) const {
     std::vector<float> values(size_t(x.shape.elements()));
     backend_.copy_to_host(values.data(), x.data, x.bytes());
     return values;
   }
 
-  void add_gradient(const std::vector<float>& wanted, const std::vector<float>& hidden,
-                    const OutputView& gradient) const {
+  void add_gradient(const std::vector<float>& wanted, const float* hidden, const OutputView& gradient) const {
     const int64_t tokens = gradient.shape[0], width = gradient.shape[1];
     std::vector<double> spread(static_cast<size_t>(tokens));
     backend_.parallel_for(tokens, [&](int64_t begin, int64_t end) {
@@ -238,11 +237,11 @@ class HiddenTargets {
       }
     });
     const double all = std::accumulate(spread.begin(), spread.end(), 0.0);
-    std::vector<float> sum = on_host(gradient);
+    std::vector<float> sum = copy_of(gradient);
     const float factor = float(2 * weight_ / std::max(all, 1e-30));
     backend_.parallel_for(tokens, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin * width; i < end * width; ++i)
-        sum[size_t(i)] += factor * (hidden[size_t(i)] - wanted[size_t(i)]);
+        sum[size_t(i)] += factor * (hidden[i] - wanted[size_t(i)]);
     });
     backend_.copy_to_device(gradient.as<void>(), sum.data(), gradient.bytes());
   }
