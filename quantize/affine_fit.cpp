@@ -5,6 +5,7 @@
 
 #include "kernels/check.h"
 #include "kernels/dtype.h"
+#include "kernels/encodings/affine.h"
 
 namespace ballast {
 namespace {
@@ -12,8 +13,18 @@ namespace {
 constexpr float kSmallestScale = 0x1p-14f;  // smallest normal binary16
 constexpr float kLargestScale = 65504.0f;
 
-int zero_point_for(float low, float scale, int max_code, bool symmetric) {
-  return symmetric ? (max_code + 1) / 2 : std::clamp(int(std::nearbyint(-low / scale)), 0, max_code);
+// Whole ones can be in the middle of the codes only for a code more to one side.
+int zero_point_for(float low, float scale, const GridOptions& options) {
+  const int middle = 1 << (options.bits - 1), max_code = 2 * middle - 1;
+  if (options.symmetric) return options.half_zeros ? middle - 1 : middle;
+  const float steps = -low / scale;
+  return std::clamp(int(std::nearbyint(options.half_zeros ? 2 * steps - float(middle) : steps)), 0, max_code);
+}
+
+Grid grid_of(float scale, float low, const GridOptions& options) {
+  const int zero_point = zero_point_for(low, scale, options);
+  return {scale, zero_point, 0.5f * float(twice_zero(zero_point, options.bits, options.half_zeros)),
+          (1 << options.bits) - 1};
 }
 
 // The range, always holding 0.
@@ -30,15 +41,12 @@ std::pair<float, float> range_of(std::span<const float> weights, const GridOptio
 }
 
 Grid make_grid(float low, float high, const GridOptions& options) {
-  Grid grid;
-  grid.max_code = (1 << options.bits) - 1;
+  const int max_code = (1 << options.bits) - 1;
   if (options.symmetric) high = std::max(-low, high), low = -high;
-  const float step = (high - low) / float(grid.max_code);
+  const float step = (high - low) / float(max_code);
   if (!(step <= kLargestScale))
     throw Error(str("the range ", low, " … ", high, " needs a scale beyond binary16's ", kLargestScale));
-  grid.scale = std::max(f16_to_f32(f32_to_f16(step)), kSmallestScale);
-  grid.zero_point = zero_point_for(low, grid.scale, grid.max_code, options.symmetric);
-  return grid;
+  return grid_of(std::max(f16_to_f32(f32_to_f16(step)), kSmallestScale), low, options);
 }
 
 // Σ |w − round(w)|^2.4, the released code's norm: between 2 and the maximum.
@@ -54,8 +62,7 @@ double clip_loss(std::span<const float> weights, const Grid& grid, double bound)
 }  // namespace
 
 int Grid::code(float weight) const {
-  const float steps = std::nearbyint(weight / scale) + float(zero_point);
-  return int(std::clamp(steps, 0.0f, float(max_code)));
+  return int(nearest_code(weight / scale, zero, float(max_code)));
 }
 
 Grid fit_grid(std::span<const float> weights, const GridOptions& options) {
@@ -73,9 +80,7 @@ Grid fit_grid(std::span<const float> weights, const GridOptions& options) {
 }
 
 Grid fit_zero_point(std::span<const float> weights, float scale, const GridOptions& options) {
-  const int max_code = (1 << options.bits) - 1;
-  const float low = range_of(weights, options).first;
-  return {scale, zero_point_for(low, scale, max_code, options.symmetric), max_code};
+  return grid_of(scale, range_of(weights, options).first, options);
 }
 
 }  // namespace ballast

@@ -5,6 +5,8 @@
 // for the rounded scale, because that is the scale the file stores.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <span>
 
@@ -12,14 +14,22 @@
 
 namespace ballast {
 
+/// Nearest code to `steps` from the zero, a multiple of 1/2. Ties go to the even number of steps from the zero, or of steps
+/// and a half.
+inline float nearest_code(float steps, float zero, float max_code) {
+  const float whole = std::floor(zero), half = zero - whole;
+  return std::clamp(std::nearbyint(steps + half) + whole, 0.0f, max_code);
+}
+
 struct Grid {
-  float scale = 1;  ///< a normal binary16 value
-  int zero_point = 0;
+  float scale = 1;     ///< a normal binary16 value
+  int zero_point = 0;  ///< as stored
+  float zero = 0;      ///< what it stands for
   int max_code = 0;
 
-  /// Nearest code, ties to even.
+  /// nearest_code
   int code(float weight) const;
-  float value(int code) const { return scale * float(code - zero_point); }
+  float value(int code) const { return scale * (float(code) - zero); }
   float round(float weight) const { return value(code(weight)); }
 };
 

@@ -42,7 +42,7 @@ CoordinateResult coordinate_descent(Backend& backend, std::span<const float> tar
     const bool at_objective = !anneal || result.sweeps >= options.sweeps - kFinalSweeps;
     ++result.sweeps;
     int64_t moved = descent.sweep();
-    if (options.move_zero_points) moved += descent.move_zero_points();
+    if (options.move_grids) moved += descent.move_grids();
     fresh = options.refit_scales && descent.refit();
     if (fresh) descent.recompute_residual();
     if (moved == 0 && at_objective) break;

@@ -3,8 +3,9 @@
 // The objective is Σ over rows of d·H·dᵀ with d = w − q. In Gram form, with R = (W − Q)·H, the best value of one
 // weight with all others held is q_j + R_j / H_jj; it is snapped to the row's grid, and R −= Δq_j · H_j. A sweep
 // visits every weight. Columns are taken in blocks of 128: inside a block row by row, behind it by one product,
-// so that a sweep costs about what GPTQ costs. Between sweeps a group's zero point moves by one where the codes it
-// then allows are better, and the scales of a row are solved for together. No step raises the objective (beyond f32 rounding; rows that end above where
+// so that a sweep costs about what GPTQ costs. Between sweeps a group takes another zero
+// point, and where groups are short another scale, if the codes that it then allows are better, and the scales of a row are
+// solved for together. No step raises the objective (beyond f32 rounding; rows that end above where
 // they began are put back).
 //
 // Annealing: sweeps begin with a damping that all but turns H into the identity, and it falls by a constant factor
@@ -34,10 +35,10 @@ enum class ColumnOrder : uint8_t {
 struct CoordinateOptions {
   int sweeps = 3;  ///< at most; stops when a sweep moves nothing
   ColumnOrder order = ColumnOrder::natural;
-  bool anneal = true;            ///< see above; from 6 sweeps on
-  bool refit_scales = true;      ///< closed form, rounded to binary16
-  bool per_layer = false;        ///< one scale for all rows and groups; they must be equal already
-  bool move_zero_points = true;  ///< not for a symmetric grid
+  bool anneal = true;        ///< see above; from 6 sweeps on
+  bool refit_scales = true;  ///< closed form, rounded to binary16
+  bool per_layer = false;    ///< one scale for all rows and groups; they must be equal already
+  bool move_grids = true;    ///< zero points, and in short groups scales, by trial; not for a symmetric grid
   bool start_at_target = false;  ///< begin at Q = W instead of the matrix's codes: the first sweep then feeds
                                  ///< errors back as GPTQ does
   int max_code = 0;              ///< largest code in use; 0: the largest that the matrix's width holds

@@ -18,7 +18,7 @@ class Descent {
   void recompute_residual();
   std::vector<double> objective();
   int64_t sweep();
-  int64_t move_zero_points();
+  int64_t move_grids();
   bool refit();
   void restore_worse_rows(const AffineMatrix& start, const std::vector<double>& before,
                           std::vector<double>& after);
@@ -35,18 +35,22 @@ class Descent {
   Block gather(int64_t first, int64_t width) const;
   int64_t sweep_block(const Block& block);
   int64_t visit(int64_t row, const Block& block, float* residual, float* change);
-  double try_zero_point(int64_t row, int64_t group, int by, Trial& trial) const;
-  bool move_zero_point(int64_t row, int64_t group, Trial& trial, Trial& best);
+  struct GridMove {
+    int zero_point;
+    float scale;
+  };
+  std::vector<GridMove> neighbours(int64_t row, int64_t group) const;
+  double try_grid(int64_t row, int64_t group, const GridMove& grid, Trial& trial) const;
+  bool move_grid(int64_t row, int64_t group, Trial& trial, Trial& best);
   void order_greedily(int64_t row, const Block& block, std::vector<uint64_t>& keys) const;
   void refit_rows(int64_t first, int64_t count, std::vector<double>& a, std::vector<double>& b);
   bool apply_scale(int64_t row, int64_t group, float scale);
   void decode();
   int64_t groups() const { return matrix_.groups(); }
   int max_code() const { return options_.max_code > 0 ? options_.max_code : matrix_.max_code(); }
-  /// c̄: the code less its zero point.
+  /// c̄: the code less its zero.
   float step(int64_t row, int64_t column) const {
-    return float(int(matrix_.codes[size_t(row * n_ + column)]) -
-                 int(matrix_.zero_points[size_t(row * groups() + column / matrix_.group_size)]));
+    return float(matrix_.codes[size_t(row * n_ + column)]) - matrix_.zero(row, column / matrix_.group_size);
   }
 
   Backend& backend_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "quantize/affine_fit.h"
 #include "quantize/descent.h"
 
 namespace ballast {
@@ -154,10 +155,10 @@ int64_t Descent::visit(int64_t row, const Block& block, float* residual, float* 
     if (inverse_[size_t(column)] == 0 && !off_grid_) continue;
     const size_t grid = size_t(row * groups() + column / matrix_.group_size);
     const float scale = scales_[grid], current = q_[size_t(row * n_ + column)];
-    const float zero = float(matrix_.zero_points[grid]);
+    const float zero = matrix_.zero_of(matrix_.zero_points[grid]);
     const float best = current + residual[i] * inverse_[size_t(column)];
     if (!off_grid_ && std::fabs(best - current) <= (0.5f + kMargin) * scale) continue;
-    const float code = std::clamp(std::nearbyint(best / scale) + zero, 0.0f, float(max_code()));
+    const float code = nearest_code(best / scale, zero, float(max_code()));
     const float value = scale * (code - zero), delta = value - current;
     matrix_.codes[size_t(row * n_ + column)] = uint8_t(code);
     if (delta == 0) continue;

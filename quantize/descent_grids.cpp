@@ -2,76 +2,89 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
+#include "quantize/affine_fit.h"
 #include "quantize/descent.h"
 #include "quantize/scale_refit.h"
 
 namespace ballast {
 
-// A group with its zero point moved by `by`: values stay where the grid still reaches them, then one pass of
-// descent inside the group. Returns the change of the objective; `trial` receives codes and moves.
-double Descent::try_zero_point(int64_t row, int64_t group, int by, Trial& trial) const {
+// A group on another grid: every weight goes to the value that is best given the others, twice in turn. Returns the
+// change of the objective; `trial` receives the moves.
+double Descent::try_grid(int64_t row, int64_t group, const GridMove& grid, Trial& trial) const {
+  constexpr int kPasses = 2;
   const int64_t size = matrix_.group_size, from = group * size;
-  const size_t grid = size_t(row * groups() + group);
-  const float scale = scales_[grid], zero = float(int(matrix_.zero_points[grid]) + by);
-  const float low = -zero * scale, high = (float(max_code()) - zero) * scale;
+  const float zero = matrix_.zero_of(grid.zero_point), scale = grid.scale;
   trial.residual.assign(residual_.begin() + row * n_ + from, residual_.begin() + row * n_ + from + size);
   trial.change.assign(size_t(size), 0.0f);
   double objective = 0;
-  const auto move_to = [&](int64_t j, float value) {
-    const float* h = h_.data() + (from + j) * n_ + from;
-    const float delta = value - (q_[size_t(row * n_ + from + j)] + trial.change[size_t(j)]);
-    objective += double(delta) * (double(delta) * double(h[j]) - 2 * double(trial.residual[size_t(j)]));
-    trial.change[size_t(j)] = value - q_[size_t(row * n_ + from + j)];
-    for (int64_t k = 0; k < size; ++k) trial.residual[size_t(k)] -= delta * h[k];
-  };
-  for (int64_t j = 0; j < size; ++j)
-    if (const float value = q_[size_t(row * n_ + from + j)]; value < low || value > high)
-      move_to(j, std::clamp(value, low, high));
-  for (int64_t j = 0; j < size; ++j) {
-    if (inverse_[size_t(from + j)] == 0) continue;
-    const float current = q_[size_t(row * n_ + from + j)] + trial.change[size_t(j)];
-    const float best = current + trial.residual[size_t(j)] * inverse_[size_t(from + j)];
-    if (std::fabs(best - current) <= (0.5f + kMargin) * scale) continue;
-    const float code = std::clamp(std::nearbyint(best / scale) + zero, 0.0f, float(max_code()));
-    if (const float value = scale * (code - zero); value != current) move_to(j, value);
-  }
+  for (int pass = 0; pass < kPasses; ++pass)
+    for (int64_t j = 0; j < size; ++j) {
+      const float value = q_[size_t(row * n_ + from + j)], current = value + trial.change[size_t(j)];
+      const float best = current + trial.residual[size_t(j)] * inverse_[size_t(from + j)];
+      if (pass > 0 && std::fabs(best - current) <= (0.5f + kMargin) * scale) continue;
+      const float moved = scale * (nearest_code(best / scale, zero, float(max_code())) - zero);
+      const float delta = moved - current;
+      if (delta == 0) continue;
+      const float* h = h_.data() + (from + j) * n_ + from;
+      objective += double(delta) * (double(delta) * double(h[j]) - 2 * double(trial.residual[size_t(j)]));
+      trial.change[size_t(j)] = moved - value;
+      for (int64_t k = 0; k < size; ++k) trial.residual[size_t(k)] -= delta * h[k];
+    }
   return objective;
 }
 
-bool Descent::move_zero_point(int64_t row, int64_t group, Trial& trial, Trial& best) {
-  const size_t grid = size_t(row * groups() + group);
-  const int zero = matrix_.zero_points[grid];
+// Zero points up to two away, and scales a little smaller and larger where a group is short enough to try them.
+std::vector<Descent::GridMove> Descent::neighbours(int64_t row, int64_t group) const {
+  constexpr int64_t kShort = 128;
+  constexpr float kFactors[] = {1, 0.88f, 1.14f};
+  const size_t at = size_t(row * groups() + group);
+  const int zero = matrix_.zero_points[at];
+  const bool scales = options_.refit_scales && !options_.per_layer && matrix_.group_size <= kShort;
+  const int reach = scales || matrix_.half_zeros ? 2 : 1;
+  std::vector<GridMove> out;
+  for (int to = std::max(zero - reach, 0); to <= std::min(zero + reach, max_code()); ++to)
+    for (const float factor : std::span(kFactors, scales ? 3 : 1)) {
+      const float scale = f16_to_f32(f32_to_f16(scales_[at] * factor));
+      if (valid_scale(scale) && (to != zero || scale != scales_[at])) out.push_back({to, scale});
+    }
+  return out;
+}
+
+bool Descent::move_grid(int64_t row, int64_t group, Trial& trial, Trial& best) {
   double best_change = 0;
-  int best_by = 0;
-  for (const int by : {-1, 1}) {
-    if (zero + by < 0 || zero + by > max_code()) continue;
-    const double change = try_zero_point(row, group, by, trial);
-    if (change < best_change) best_change = change, best_by = by, std::swap(trial, best);
-  }
-  if (best_by == 0) return false;
-  matrix_.zero_points[grid] = uint8_t(zero + best_by);
+  std::optional<GridMove> to;
+  for (const GridMove& grid : neighbours(row, group))
+    if (const double change = try_grid(row, group, grid, trial); change < best_change)
+      best_change = change, to = grid, std::swap(trial, best);
+  if (!to) return false;
+  const size_t at = size_t(row * groups() + group);
+  matrix_.zero_points[at] = uint8_t(to->zero_point);
+  matrix_.scales[at] = f32_to_f16(scales_[at] = to->scale);
+  const float zero = matrix_.zero_of(to->zero_point);
   for (int64_t j = 0; j < matrix_.group_size; ++j) {
     const int64_t column = group * matrix_.group_size + j;
-    const float delta = best.change[size_t(j)], scale = scales_[grid];
     float& value = q_[size_t(row * n_ + column)];
-    const float code = std::nearbyint((value + delta) / scale) + float(zero + best_by);
-    matrix_.codes[size_t(row * n_ + column)] = uint8_t(code);
-    value = scale * step(row, column);
+    const float moved = value + best.change[size_t(j)];
+    matrix_.codes[size_t(row * n_ + column)] =
+        uint8_t(nearest_code(moved / to->scale, zero, float(max_code())));
+    const float delta = to->scale * step(row, column) - value;
     if (delta == 0) continue;
+    value = to->scale * step(row, column);
     const float* h = h_.data() + column * n_;
     for (int64_t k = 0; k < n_; ++k) residual_[size_t(row * n_ + k)] -= delta * h[k];
   }
   return true;
 }
 
-int64_t Descent::move_zero_points() {
+int64_t Descent::move_grids() {
   std::vector<int32_t> moved(static_cast<size_t>(rows_));
   backend_.parallel_for(rows_, [&](int64_t begin, int64_t end) {
     Trial trial, best;
     for (int64_t row = begin; row < end; ++row)
       for (int64_t group = 0; group < groups(); ++group)
-        moved[size_t(row)] += int32_t(move_zero_point(row, group, trial, best));
+        moved[size_t(row)] += int32_t(move_grid(row, group, trial, best));
   });
   return std::accumulate(moved.begin(), moved.end(), int64_t(0));
 }

@@ -9,6 +9,7 @@ NamedRecipe named_recipe(const std::string& name, bool images) {
   if (name == "fast") return recipe;
   recipe.damping = 0.03;
   recipe.act_order = recipe.asymmetric = recipe.correct_drift = true;
+  recipe.sweeps = 6;
   if (images) {
     recipe.damping = 1;
     recipe.sweeps = 8;

@@ -24,6 +24,7 @@ GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_fea
   if (grid.bits != 0 && in_features % grid.group_size != 0)
     throw Error(
         str("--group-size ", grid.group_size, " does not divide the ", in_features, " inputs of ", module));
+  if (grid.bits > kMostHalfZeroBits) grid.half_zeros = false;
   if (grid.range_shrink == 0)
     grid.range_shrink = standard_range_shrink(grid.bits, grid.group_size == in_features);
   return grid;
@@ -82,14 +83,18 @@ void Recipe::fill_defaults() {
 void Recipe::check() const {
   const Method& solver = method_named(method);
   if (target_bits != 0 && (target_bits < 0 || !solver.has_width(2) || !solver.has_width(4)))
-    throw Error(str("--target-bits is ", target_bits, ": needs a positive average and a method with widths to choose from"));
+    throw Error(str("--target-bits is ", target_bits,
+                    ": needs a positive average and a method with widths to choose from"));
   if (!solver.has_width(grid.bits)) throw Error(str("--bits is ", grid.bits, ", ", solver.widths()));
   if (head_bits != 0 && !solver.has_width(head_bits))
     throw Error(str("--head-bits is ", head_bits, ", ", solver.widths()));
   if (activation_bits != 0 && activation_bits != 4 && activation_bits != 6 && activation_bits != 8)
-    throw Error(str("--activation-bits is ", activation_bits, ", expected 4, 6 or 8, or 0 for float activations"));
+    throw Error(
+        str("--activation-bits is ", activation_bits, ", expected 4, 6 or 8, or 0 for float activations"));
   if (activation_bits != 0 && one_pass)
-    throw Error("--one-pass makes no sense with --activation-bits: a site's grid is found behind the layers that are quantized already");
+    throw Error(
+        "--one-pass makes no sense with --activation-bits: a site's grid is found behind the layers that are "
+        "quantized already");
   if (grid.group_size < 0)
     throw Error(str("--group-size is ", grid.group_size, ", expected 0 (the row) or more"));
   if (!(grid.range_shrink >= 0 && grid.range_shrink <= 1))
@@ -118,11 +123,15 @@ void Recipe::check() const {
     throw Error(str("--tune is ", tune_epochs, ", expected 0 to 1000"));
   if (!(tune_codes >= 0 && tune_codes <= 1))
     throw Error(str("--tune-codes is ", tune_codes, ", expected 0 (codes stay) to 1"));
-  if (tune_codes > 0 && tune_epochs == 0) throw Error("--tune-codes makes no sense without --tune N: codes move in its passes");
-  if (!(tune_hidden >= 0 && tune_hidden <= 1000)) throw Error(str("--tune-hidden is ", tune_hidden, ", expected 0 to 1000"));
-  if (tune_hidden > 0 && tune_epochs == 0) throw Error("--tune-hidden makes no sense without --tune N: it is part of its loss");
+  if (tune_codes > 0 && tune_epochs == 0)
+    throw Error("--tune-codes makes no sense without --tune N: codes move in its passes");
+  if (!(tune_hidden >= 0 && tune_hidden <= 1000))
+    throw Error(str("--tune-hidden is ", tune_hidden, ", expected 0 to 1000"));
+  if (tune_hidden > 0 && tune_epochs == 0)
+    throw Error("--tune-hidden makes no sense without --tune N: it is part of its loss");
   if (tune_epochs > 0 && !solver.has_uniform_grid)
-    throw Error(str("--tune makes no sense with --method ", method, ": only a uniform grid's scales are moved"));
+    throw Error(
+        str("--tune makes no sense with --method ", method, ": only a uniform grid's scales are moved"));
   if (tune_epochs > 0 && (compensation == Compensation::none || compensation == Compensation::position))
     throw Error("--tune moves biases: it goes with --compensate channel or joint");
   if (asymmetric && !solver.uses_curvature)
@@ -135,10 +144,12 @@ void Recipe::check() const {
       if (set) throw Error("--gptaq makes no sense with " + with + ": " + why);
     };
     refuse(method != "gptq", "--method " + method, "it is a form of gptq's error feedback");
-    refuse(asymmetric, "--asymmetric", "both make up for the same drift of the inputs, which would count twice");
+    refuse(asymmetric, "--asymmetric",
+           "both make up for the same drift of the inputs, which would count twice");
     refuse(curvature != CurvatureKind::activation, str("--curvature ", name_of(curvature)),
            "what it feeds back is a least-squares answer to the inputs themselves");
-    refuse(options.sweeps > 0, "--sweeps", "they would take its corrections back, which their objective does not know");
+    refuse(options.sweeps > 0, "--sweeps",
+           "they would take its corrections back, which their objective does not know");
   }
   check_options(solver, *this);
   if (correct_drift && compensation == Compensation::none)

@@ -12,10 +12,10 @@ namespace ballast {
 /// How compensation enters (arXiv 2404.01892; the centred form and drift correction are our extensions).
 enum class Compensation : uint8_t {
   none,
-  channel,   ///< b += (W − Q)·E[x]: the mean output error of each channel
-  joint,     ///< codes chosen for the centred second moment E[xxᵀ] − E[x]E[x]ᵀ, then as channel
-  token,     ///< as joint (channel with a method that sees no inputs), but the first position, an image's class token,
-             ///< gets a vector of its own, in an extra tensor
+  channel,  ///< b += (W − Q)·E[x]: the mean output error of each channel
+  joint,    ///< codes chosen for the centred second moment E[xxᵀ] − E[x]E[x]ᵀ, then as channel
+  token,  ///< as joint (channel with a method that sees no inputs), but the first position, an image's class token,
+          ///< gets a vector of its own, in an extra tensor
   position,  ///< as channel, plus the deviation of each absolute position's mean error, in an extra tensor
 };
 const char* name_of(Compensation compensation);
@@ -37,9 +37,13 @@ struct GridOptions {
   int bits = 4;              ///< 2, 3, 4, 6 or 8; 1 for billm; codes of 6 bits are kept in 8
   int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
   bool symmetric = false;    ///< zero point in the middle of the codes
+  bool half_zeros = false;   ///< half zero points (encodings/affine.h) up to kMostHalfZeroBits
   bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
-  double range_shrink = 1;   ///< β: the range is multiplied by this first; (0, 1], or 0: standard_range_shrink
+  double range_shrink = 1;  ///< β: the range is multiplied by this first; (0, 1], or 0: standard_range_shrink
 };
+
+/// Wider codes gain little from half zero points, and whole ones are what other programs read.
+inline constexpr int kMostHalfZeroBits = 3;
 
 /// Bits that a code takes in memory and in files.
 constexpr int stored_code_bits(int bits) {
@@ -54,7 +58,7 @@ struct MethodOptions {
   bool anneal = true;         ///< damping falls from sweep to sweep, from 6 sweeps on
   bool refit_scales = true;
   bool unbiased_scales = true;  ///< afterwards each row gets its output's full size back, see unbias.h
-  bool per_layer = false;  ///< comq: one scale for the whole layer
+  bool per_layer = false;       ///< comq: one scale for the whole layer
 
   // SpQR (arXiv 2306.03078)
   double outlier_threshold = 0.2;  ///< share of the mean sensitivity beyond which a weight stays in 16 bits
@@ -84,12 +88,14 @@ struct Recipe {
   /// width for all.
   double target_bits = 0;
   std::map<std::string, int> layer_bits;  ///< what bit allocation chose; an override wins
-  int head_bits = 0;                      ///< also quantize the head (and the embedding tied to it); 0: leave it
+  int head_bits = 0;  ///< also quantize the head (and the embedding tied to it); 0: leave it
 
   /// Width of the codes that activations are rounded to (activation_search.h); 0: they stay in float.
   int activation_bits = 0;
-  bool fold_ranges = true;  ///< where it helps, channels of normalized inputs are brought to one range (range_fold.h)
-  bool logarithms = true;  ///< probabilities may have levels at powers of 2 or √2; off: twin grids, as in PTQ4ViT
+  bool fold_ranges =
+      true;  ///< where it helps, channels of normalized inputs are brought to one range (range_fold.h)
+  bool logarithms =
+      true;  ///< probabilities may have levels at powers of 2 or √2; off: twin grids, as in PTQ4ViT
 
   CurvatureKind curvature = CurvatureKind::activation;
   int64_t curvature_groups = 4;  ///< guided: runs of rows with a curvature of their own, at most
@@ -99,7 +105,8 @@ struct Recipe {
   bool act_order = false;      ///< columns by descending diag H, with grids fitted beforehand
   bool static_groups = false;  ///< grids fitted on the original weights
   MethodOptions options;
-  int64_t class_weight = 1;  ///< of an image, the first token counts as so many: the answer is read from it alone
+  int64_t class_weight =
+      1;  ///< of an image, the first token counts as so many: the answer is read from it alone
   bool one_pass =
       false;  ///< statistics of a block's layers from one pass over the unquantized block, as the paper does
 

@@ -81,6 +81,12 @@ class Reader {
   template <class Number>
   requires std::is_arithmetic_v<Number>
   void get(Number& value) { std::memcpy(&value, raw(sizeof value), sizeof value); }
+  void get(bool& value) {
+    uint8_t byte;
+    get(byte);
+    if (byte > 1) fail(str("has ", int(byte), " for yes or no"));
+    value = byte == 1;
+  }
   void get(std::string& text) {
     const uint64_t size = number();
     text.assign(raw(size), size);
@@ -110,8 +116,8 @@ class Reader {
 template <class Archive, class Matrix>
 requires std::is_same_v<std::remove_const_t<Matrix>, AffineMatrix>
 void fields(Archive& archive, Matrix& matrix) {
-  auto& [bits, out, in, group_size, codes, scales, zero_points] = matrix;
-  archive(bits, out, in, group_size);
+  auto& [bits, out, in, group_size, codes, scales, zero_points, half_zeros] = matrix;
+  archive(bits, out, in, group_size, half_zeros);
   archive.codes(codes, bits);
   archive(scales, zero_points);
 }
@@ -226,7 +232,8 @@ std::map<std::string, int> widths_from_bytes(std::string_view bytes, const std::
   return widths;
 }
 
-std::string to_bytes(const ActivationSites& sites, const std::vector<float>& factors, const std::vector<float>& shifts) {
+std::string to_bytes(const ActivationSites& sites, const std::vector<float>& factors,
+                     const std::vector<float>& shifts) {
   Writer writer;
   writer(uint64_t(sites.size()));
   for (const auto& [name, grid] : sites) {
@@ -237,7 +244,8 @@ std::string to_bytes(const ActivationSites& sites, const std::vector<float>& fac
   return writer.take();
 }
 
-std::tuple<ActivationSites, std::vector<float>, std::vector<float>> sites_from_bytes(std::string_view bytes, const std::string& what) {
+std::tuple<ActivationSites, std::vector<float>, std::vector<float>> sites_from_bytes(
+    std::string_view bytes, const std::string& what) {
   Reader reader(bytes, what);
   ActivationSites sites;
   for (uint64_t left = reader.number(); left > 0; --left) {
@@ -253,7 +261,8 @@ std::tuple<ActivationSites, std::vector<float>, std::vector<float>> sites_from_b
   std::vector<float> factors, shifts;
   reader(factors, shifts);
   reader.expect_end();
-  if (factors.size() != shifts.size()) reader.fail(str("has ", factors.size(), " factors and ", shifts.size(), " shifts"));
+  if (factors.size() != shifts.size())
+    reader.fail(str("has ", factors.size(), " factors and ", shifts.size(), " shifts"));
   return {sites, factors, shifts};
 }
 

@@ -15,10 +15,6 @@ constexpr float kLargestScale = 65504.0f;
 constexpr double kNoise = 0x1p-18;
 constexpr int kRoundingPasses = 4;
 
-bool valid(float scale) {
-  return scale >= kSmallestScale && scale <= kLargestScale;
-}
-
 // Change of the objective for a move by `delta`; `product` receives A·delta.
 double change(std::span<const double> a, std::span<const double> b, std::span<const double> delta,
               std::span<double> product) {
@@ -62,6 +58,10 @@ std::vector<double> joint_step(std::vector<double> a, std::span<const double> b)
 
 }  // namespace
 
+bool valid_scale(float scale) {
+  return scale >= kSmallestScale && scale <= kLargestScale;
+}
+
 bool refit_scales(std::span<double> a, std::span<const double> b, std::span<float> scales) {
   const size_t n = b.size();
   CHECK(a.size() == n * n && scales.size() == n);
@@ -76,7 +76,7 @@ bool refit_scales(std::span<double> a, std::span<const double> b, std::span<floa
   bool all_valid = true;
   for (size_t i = 0; i < n; ++i) {
     moved[i] = f16_to_f32(f32_to_f16(float(double(scales[i]) + step[i])));
-    all_valid &= valid(moved[i]);
+    all_valid &= valid_scale(moved[i]);
     delta[i] = double(moved[i]) - double(scales[i]);
   }
   bool changed = all_valid && change(a, b, delta, product) < 0;
@@ -94,7 +94,7 @@ bool refit_scales(std::span<double> a, std::span<const double> b, std::span<floa
       const float candidate = f16_to_f32(f32_to_f16(float(double(moved[i]) + slope / curvature)));
       const double by = double(candidate) - double(moved[i]);
       const double gain = by * (2 * slope - by * curvature);
-      if (by == 0 || !valid(candidate) || !(gain > kNoise * by * by * curvature)) continue;
+      if (by == 0 || !valid_scale(candidate) || !(gain > kNoise * by * by * curvature)) continue;
       for (size_t j = 0; j < n; ++j) product[j] += by * a[j * n + i];
       moved[i] = candidate;
       settled = false, changed = true;

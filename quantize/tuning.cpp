@@ -154,8 +154,7 @@ class TunedLayer {
           const double change =
               rate * level_steps_.direction(at, weight_gradient_[at] * double(scale) * factor);
           levels_[at] = std::clamp(levels_[at] - float(change), low, high);
-          decoded_[at] = scale * float(int(code_of(levels_[at])) -
-                                       int(matrix_.zero_points[size_t(row * matrix_.groups() + group)]));
+          decoded_[at] = scale * (float(code_of(levels_[at])) - matrix_.zero(row, group));
         }
     });
   }
@@ -294,9 +293,9 @@ TuningResult tune(Backend& backend, nn::Model& model, const CalibrationTokens& t
     }
     const OutputView teacher = plain.workspace.floats({rows, model.facts().vocab});
     model.head(plain, hidden, teacher);
-    const double loss =
-        nn::back_propagate({plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
-                           {model, pointers, part.hidden, nn::distillation_loss(teacher, 1 / float(rows)), targets.loss()});
+    const double loss = nn::back_propagate(
+        {plain.backend, plain.workspace, plain.batch, plain.cache, &observer},
+        {model, pointers, part.hidden, nn::distillation_loss(teacher, 1 / float(rows)), targets.loss()});
     const double left = 1 - double(done) / double(all);
     ++done;
     for (auto& [layer, tuned] : observer.layers) tuned.step(options, left, done);

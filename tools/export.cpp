@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <map>
+#include <span>
 
 #include "engine/io/activation_sites.h"
 #include "engine/io/json.h"
-#include "engine/io/packed.h"
+#include "engine/io/quantized.h"
 #include "models/weight_loader.h"
 #include "tools/console.h"
 #include "tools/subcommand.h"
@@ -32,6 +33,9 @@ constexpr std::pair<const char*, PackedLayout> kLayouts[] = {
 constexpr const char* kModuleParts[] = {"qweight",           "qzeros",        "scales",       "g_idx",
                                         "weight_scale",      "weight_packed", "weight_shape", "weight_g_idx",
                                         "weight_zero_point", "bias"};
+// Of one with half zero points, which is written with whole ones.
+constexpr const char* kHalfZeroParts[] = {"weight", "weight_affine_grid", "weight_scale", "weight_half_zeros",
+                                          "bias"};
 // Entries of quantization_config that say where the codes came from, whatever their layout.
 constexpr const char* kProvenance[] = {"meta", "static_groups", "true_sequential", "damp_percent"};
 
@@ -45,6 +49,11 @@ bool is_compensation(const std::string& tensor) {
   return tensor.ends_with(kCompensationSuffix) || tensor.ends_with(kPositionCompensationSuffix);
 }
 
+/// Of AffineMatrix::with_whole_zeros.
+int wider(int bits) {
+  return AffineMatrix{.bits = bits, .half_zeros = true}.with_whole_zeros().bits;
+}
+
 class Exporter {
  public:
   Exporter(const ExportOptions& options, const Checkpoint& source)
@@ -54,9 +63,12 @@ class Exporter {
       throw Error(fmt::format("{}: is not quantized; `ballast quantize` makes of it what can be exported",
                               options.model));
     config_ = *config;
-    for (const std::string& encoding : config_.encodings)
+    for (const std::string& encoding : config_.encodings) {
+      if (encoding == kHalfZeros) continue;
       throw Error(fmt::format("{}: holds weights in the encoding {}, which has no published layout",
                               options.model, encoding));
+    }
+    if (!config_.encodings.empty()) config_.bits = wider(config_.bits), config_.symmetric = false;
     for (PackedModule& module : packed_modules(source, config_)) modules_.emplace(module.name, module);
     if (modules_.empty()) throw Error(options.model + ": no module is stored in a quantized layout");
   }
@@ -98,9 +110,10 @@ void Exporter::check() const {
   for (const StoredTensor& tensor : source_.tensors()) {
     const auto [module, part] = split(tensor.name);
     if (is_site_tensor(tensor.name))
-      throw Error(fmt::format("{}: rounds activations at {}, for which {} has no place; quantize without "
-                              "--activation-bits",
-                              options_.model, shown(module, 200), options_.layout));
+      throw Error(
+          fmt::format("{}: rounds activations at {}, for which {} has no place; quantize without "
+                      "--activation-bits",
+                      options_.model, shown(module, 200), options_.layout));
     if (is_compensation(tensor.name)) {
       if (options_.drop_compensation) continue;
       throw Error(fmt::format(
@@ -108,8 +121,10 @@ void Exporter::check() const {
           "tensors out, at a loss of accuracy",
           options_.model, shown(tensor.name, 200), options_.layout));
     }
-    if (modules_.contains(module) &&
-        std::find(std::begin(kModuleParts), std::end(kModuleParts), part) == std::end(kModuleParts))
+    const std::span<const char* const> parts = source_.find(module + ".weight_half_zeros")
+                                                   ? std::span<const char* const>(kHalfZeroParts)
+                                                   : kModuleParts;
+    if (modules_.contains(module) && std::find(parts.begin(), parts.end(), part) == parts.end())
       throw Error(fmt::format("{}: {} belongs to an encoding that {} cannot hold", options_.model,
                               shown(tensor.name, 200), options_.layout));
   }
@@ -136,7 +151,8 @@ void Exporter::check_holds(const std::string& name, const AffineMatrix& matrix) 
 
 void Exporter::write_module(CheckpointWriter& writer, const PackedModule& module) {
   const AffineMatrix matrix =
-      read_packed(source_, config_, module.name, module.out_features, module.in_features);
+      std::get<AffineMatrix>(read_quantized(source_, module.name, module.out_features, module.in_features))
+          .with_whole_zeros();
   check_holds(module.name, matrix);
   write_packed(writer, module.name, matrix, layout_, config_.symmetric);
   const bool per_row = matrix.group_size == matrix.in_features;
@@ -232,7 +248,9 @@ void export_folder(const ExportOptions& options) {
 
 Subcommand add_export(CLI::App& root, const GlobalOptions&) {
   auto options = std::make_shared<ExportOptions>();
-  CLI::App* app = root.add_subcommand("export", "Write a quantized model in another published layout");
+  CLI::App* app = root.add_subcommand("export",
+                                      "Write a quantized model in another published layout; half zero points "
+                                      "become whole ones, codes a bit wider");
   app->add_option("-m,--model", options->model, "Folder of the quantized model")
       ->required()
       ->type_name("DIR");

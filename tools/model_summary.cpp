@@ -12,8 +12,9 @@ std::string describe(const DenseView& view) {
 }
 std::string describe(const AffineView& view) {
   const bool whole_row = view.group_size == view.in_features;
-  return whole_row ? fmt::format("W{} per row", view.bits)
-                   : fmt::format("W{} g{}", view.bits, view.group_size);
+  const char* half = view.half_zeros ? " half zeros" : "";
+  return whole_row ? fmt::format("W{} per row{}", view.bits, half)
+                   : fmt::format("W{} g{}{}", view.bits, view.group_size, half);
 }
 std::string describe(const SparseOutlierView& view) {
   return fmt::format("W{} g{} + outliers", view.bits, view.group_size);

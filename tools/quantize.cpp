@@ -29,9 +29,9 @@ constexpr uint64_t kLargestText = uint64_t(4) << 30;
 struct QuantizeOptions {
   std::string model, output, report;
   Recipe recipe;
-  std::string name;                         ///< of the recipe; empty: balanced, or none where a method is named
+  std::string name;  ///< of the recipe; empty: balanced, or none where a method is named
   std::function<bool(const char* flag)> given;  ///< whether a flag was set: it wins over the recipe
-  std::string scale_scope = "channel";
+  std::string scale_scope = "channel", zero_points = "whole";
   std::string compensation;           ///< empty: the method's default
   std::optional<bool> correct_drift;  ///< empty: the method's default
   std::vector<std::string> overrides, skips;
@@ -91,16 +91,17 @@ void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recip
     return std::any_of(flags.begin(), flags.end(), options.given);
   };
   if (recipe.method != "gptq")
-    throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq", options.name,
-                            recipe.method));
+    throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq",
+                            options.name, recipe.method));
   if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
+  if (!given({"--zero-points", "--symmetric"})) recipe.grid.half_zeros = true;
   if (!given({"--damping"})) recipe.damping = named.damping;
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
   if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
   // Through rounded activations tuning lost, whatever its loss: W4A4 of DeiT-Tiny, 73.8 % against 75.2 %.
-  const bool tunable = recipe.compensation != Compensation::none && recipe.compensation != Compensation::position &&
-                       recipe.activation_bits == 0;
+  const bool tunable = recipe.compensation != Compensation::none &&
+                       recipe.compensation != Compensation::position && recipe.activation_bits == 0;
   if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
   if (!given({"--tune-hidden"}) && recipe.tune_epochs > 0) recipe.tune_hidden = named.tune_hidden;
   if (!given({"--sweeps", "--gptaq"}) && named.sweeps >= 0) recipe.options.sweeps = named.sweeps;
@@ -117,17 +118,18 @@ Recipe finished_recipe(const QuantizeOptions& options, bool images) {
   if (options.scale_scope != "channel" && options.scale_scope != "layer")
     throw Error(fmt::format("--scale-scope is \"{}\", expected channel or layer", options.scale_scope));
   recipe.options.per_layer = options.scale_scope == "layer";
+  if (options.zero_points != "whole" && options.zero_points != "half")
+    throw Error(fmt::format("--zero-points is \"{}\", expected whole or half", options.zero_points));
+  recipe.grid.half_zeros = options.zero_points == "half";
   // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
   // earlier layers do.
   const bool feedback = method_named(recipe.method).uses_curvature;
-  recipe.compensation = options.compensation.empty()
-                            ? (recipe.activation_bits > 0 ? Compensation::token
-                               : feedback                 ? Compensation::joint
-                                                          : Compensation::channel)
-                            : compensation_named(options.compensation);
-  recipe.correct_drift =
-      options.correct_drift.value_or((feedback || recipe.activation_bits > 0) &&
-                                     recipe.compensation != Compensation::none);
+  recipe.compensation = options.compensation.empty() ? (recipe.activation_bits > 0 ? Compensation::token
+                                                        : feedback                 ? Compensation::joint
+                                                                                   : Compensation::channel)
+                                                     : compensation_named(options.compensation);
+  recipe.correct_drift = options.correct_drift.value_or((feedback || recipe.activation_bits > 0) &&
+                                                        recipe.compensation != Compensation::none);
   if (const auto named = chosen_recipe(options, images)) apply_named(options, *named, recipe);
   // First and last layers are kept at 8 bits where the others have fewer, as is usual.
   if (recipe.activation_bits > 0 && !options.given("--head-bits")) recipe.head_bits = 8;
@@ -312,7 +314,9 @@ RunFingerprint fingerprint_of(const QuantizeOptions& options, const Recipe& reci
   RunFingerprint fingerprint = {{"--samples", fmt::format("{}", options.samples)},
                                 {"--length", fmt::format("{}", length)},
                                 {"--seed", fmt::format("{}", options.seed)},
-                                {"--calibration", self ? "self" : images.empty() ? "a text" : "images"},
+                                {"--calibration", self             ? "self"
+                                                  : images.empty() ? "a text"
+                                                                   : "images"},
                                 {"--device", backend.device() == Device::cpu ? "cpu" : backend.description()},
                                 {"this program", build_name()}};
   if (!images.empty()) {
@@ -372,10 +376,13 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
   if (recipe.activation_bits > 0 && backend->device() != Device::cpu)
     throw Error("--activation-bits: cuda cannot round the probabilities of attention yet; use --device cpu");
   if (vision) options.samples = int64_t(images.size());
-  if (vision && options.length > 0) throw Error("--length is for text; an image has as many tokens as the model makes of it");
+  if (vision && options.length > 0)
+    throw Error("--length is for text; an image has as many tokens as the model makes of it");
   for (const char* flag : {"--views", "--class-weight"})
-    if (!vision && options.given(flag)) throw Error(fmt::format("{} is for images; this model reads text", flag));
-  if (const auto named = chosen_recipe(options, vision); named && !options.given("--views")) options.views = named->views;
+    if (!vision && options.given(flag))
+      throw Error(fmt::format("{} is for images; this model reads text", flag));
+  if (const auto named = chosen_recipe(options, vision); named && !options.given("--views"))
+    options.views = named->views;
   if (options.views < 1 || options.views > 1000)
     throw Error(fmt::format("--views is {}, expected 1 to 1000", options.views));
   const int64_t length = vision               ? longest
@@ -393,7 +400,8 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
   const auto found = options.resume  ? Journal::Found::resume
                      : options.force ? Journal::Found::discard
                                      : Journal::Found::refuse;
-  Journal journal(options.output, fingerprint_of(options, recipe, checkpoint, *backend, length, images), found);
+  Journal journal(options.output, fingerprint_of(options, recipe, checkpoint, *backend, length, images),
+                  found);
   // What a run that goes on finds in the folder is its own unfinished output, or what it was to replace.
   CheckpointWriter writer(options.output, {.overwrite = options.force || journal.resumed()});
   writer.require_space(space_needed(plan, journal));
@@ -415,9 +423,10 @@ void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale
   const auto option = [&app](const char* flag, auto& value, const char* type, const char* help) {
     return app.add_option(flag, value, help)->type_name(type);
   };
-  option("--sweeps", method.sweeps, "N",
-         "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 16 with comq, "
-         "else 0");
+  option(
+      "--sweeps", method.sweeps, "N",
+      "comq, gptq: sweeps of coordinate descent over all codes; with gptq a polish. Default: 16 with comq, "
+      "else 0");
   app.add_flag("--anneal,!--no-anneal", method.anneal,
                "6 sweeps or more begin with heavy damping that falls from sweep to sweep. Default: on");
   app.add_flag(
@@ -425,9 +434,10 @@ void add_method_options(CLI::App& app, MethodOptions& method, std::string& scale
       "Sweeps take each row's weights by descending size times input power, as the paper does; slower");
   app.add_flag("--refit-scales,!--no-refit-scales", method.refit_scales,
                "Sweeps also refit scales, in closed form. Default: on");
-  app.add_flag("--unbiased-scales,!--no-unbiased-scales", method.unbiased_scales,
-               "comq, gptq with sweeps, billm: in the end scale each output back to its full size, which least "
-               "squares shrinks. Default: on");
+  app.add_flag(
+      "--unbiased-scales,!--no-unbiased-scales", method.unbiased_scales,
+      "comq, gptq with sweeps, billm: in the end scale each output back to its full size, which least "
+      "squares shrinks. Default: on");
   option("--scale-scope", scale_scope, "NAME",
          "comq: channel (each row or group its own scale) or layer (one for all rows)")
       ->capture_default_str();
@@ -456,28 +466,40 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   };
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
-  option("--bits", recipe.grid.bits, "N", "Bits per weight: 2, 3, 4, 6 (kept in 8) or 8; billm has no choice");
+  option("--bits", recipe.grid.bits, "N",
+         "Bits per weight: 2, 3, 4, 6 (kept in 8) or 8; billm has no choice");
   option("--activation-bits", recipe.activation_bits, "N",
-         "Also round activations to 8, 6 or 4 bits (image classifiers): inputs of linear layers, both operands of "
+         "Also round activations to 8, 6 or 4 bits (image classifiers): inputs of linear layers, both "
+         "operands of "
          "attention's products; 0: they stay in float. The head then gets 8 bits")
       ->capture_default_str();
   app->add_flag("--fold-ranges,!--no-fold-ranges", recipe.fold_ranges,
-                "With --activation-bits: where it helps, channels behind a norm are brought to one range, folded into the "
+                "With --activation-bits: where it helps, channels behind a norm are brought to one range, "
+                "folded into the "
                 "norm and the layers behind it. Default: on");
-  app->add_flag("--logarithms,!--no-logarithms", recipe.logarithms,
-                "With --activation-bits: attention's probabilities may have logarithmic levels; without them only "
-                "PTQ4ViT's twin ranges. Default: on");
+  app->add_flag(
+      "--logarithms,!--no-logarithms", recipe.logarithms,
+      "With --activation-bits: attention's probabilities may have logarithmic levels; without them only "
+      "PTQ4ViT's twin ranges. Default: on");
   option("--target-bits", recipe.target_bits, "X",
-         "Instead of --bits: stored bits per weight to meet on average, the head included, with widths of 2, 3, 4 or 8 "
+         "Instead of --bits: stored bits per weight to meet on average, the head included, with widths of 2, "
+         "3, 4 or 8 "
          "chosen layer by layer from the loss they are predicted to cost");
   option("--group-size", recipe.grid.group_size, "N",
          "Columns that share a scale; 0: the whole row. Default: 0; 16 with spqr");
   app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
+  option("--zero-points", options->zero_points, "NAME",
+         "whole, or half: also halfway between two codes at 2 and 3 bits, more accurate and as long; other "
+         "programs "
+         "read only what export makes of it. Default: half with a recipe");
   options->given = [app](const char* flag) { return app->count(flag) > 0; };
   option("--recipe", options->name, "NAME",
-         "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, ranges shrunk. "
-         "balanced: also targets and biases that make up for drift, about twice the time. best: then scales and biases "
-         "tuned towards the float model (not with --activation-bits) and more views of images, about ten times. Default: balanced, "
+         "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, "
+         "ranges shrunk. "
+         "balanced: also targets and biases that make up for drift, about twice the time. best: then scales "
+         "and biases "
+         "tuned towards the float model (not with --activation-bits) and more views of images, about ten "
+         "times. Default: balanced, "
          "or none where --method is given");
   option("--method", recipe.method, "NAME",
          "rtn: round to nearest; gptq: error feedback; comq: coordinate descent; spqr: small groups whose "
@@ -486,8 +508,10 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
       ->capture_default_str();
   add_method_options(*app, recipe.options, options->scale_scope);
   option("--compensate", options->compensation, "NAME",
-         "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; token: joint, "
-         "with the first token, the class token of an image, apart; position: channel plus a vector per position. Default: "
+         "none; channel: mean output error into the bias; joint: codes for centred inputs, then channel; "
+         "token: joint, "
+         "with the first token, the class token of an image, apart; position: channel plus a vector per "
+         "position. Default: "
          "token with --activation-bits, else channel with rtn, joint with the others");
   // A plain flag on an optional would be set to false where the flag is absent.
   app->add_flag_function(
@@ -504,24 +528,28 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
          "guided: runs of rows with a curvature of their own, at most")
       ->capture_default_str();
   option("--tune", recipe.tune_epochs, "N",
-         "In the end move scales and biases together towards the float model, N passes over the calibration text")
+         "In the end move scales and biases together towards the float model, N passes over the calibration "
+         "text")
       ->capture_default_str();
   option("--tune-codes", recipe.tune_codes, "X",
          "With --tune also move codes, by X of a code in a step at first; 0: codes stay; for more "
          "calibration text than the default")
       ->capture_default_str();
   option("--tune-hidden", recipe.tune_hidden, "X",
-         "With --tune: how much every token's distance from the float model's hidden states counts beside that of the "
+         "With --tune: how much every token's distance from the float model's hidden states counts beside "
+         "that of the "
          "logits. Default: 5 with best of images, else 0");
   app->add_flag("--asymmetric,!--no-asymmetric", recipe.asymmetric,
                 "Codes approximate what the float model computes from its own inputs, not from drifted ones");
   option("--gptaq", recipe.gptaq, "X",
-         "gptq: each column's feedback also makes up for what drift of the inputs makes of it, times X, 0 to 1 (GPTAQ; 1 "
+         "gptq: each column's feedback also makes up for what drift of the inputs makes of it, times X, 0 to "
+         "1 (GPTAQ; 1 "
          "in its paper, 0.25 in its code), instead of --asymmetric")
       ->capture_default_str();
   option("--damping", recipe.damping, "X",
          "Share of the mean diagonal added to the Hessian; raised by itself on failure. Default: 0.01");
-  app->add_flag("--act-order,!--no-act-order", recipe.act_order, "Columns by descending input power; implies static groups");
+  app->add_flag("--act-order,!--no-act-order", recipe.act_order,
+                "Columns by descending input power; implies static groups");
   app->add_flag("--static-groups", recipe.static_groups, "Fit all grids on the original weights");
   app->add_flag("--one-pass", recipe.one_pass,
                 "All statistics of a block from one pass over the unquantized block, as GPTQ's paper does");
@@ -535,16 +563,19 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--override", options->overrides, "RULE",
          "REGEX=BITS[:GROUP] for modules whose name matches; repeatable");
   option("--skip", options->skips, "REGEX", "Leave modules whose name matches in float; repeatable");
-  option("--calibration", options->calibration, "FILE", "Text file, or self: text sampled from the model. For an image classifier, a list of images")
+  option("--calibration", options->calibration, "FILE",
+         "Text file, or self: text sampled from the model. For an image classifier, a list of images")
       ->capture_default_str();
   option("--dataset", options->dataset, "NAME", "How the file becomes one text: text, wikitext2, ptb")
       ->capture_default_str();
   option("--samples", options->samples, "N", "Calibration sequences or images")->capture_default_str();
   option("--class-weight", options->recipe.class_weight, "N",
-         "Of an image classifier, the token that the answer is read from counts as N. Default: 50 with balanced and best, "
+         "Of an image classifier, the token that the answer is read from counts as N. Default: 50 with "
+         "balanced and best, "
          "else 1");
   option("--views", options->views, "N",
-         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 with balanced, 4 "
+         "Random views of each calibration image, the image as it is among them. Default: the recipe's, 2 "
+         "with balanced, 4 "
          "with best, else 1");
   option("--length", options->length, "N", "Tokens in each; 0: min(2048, the model's context)")
       ->capture_default_str();

@@ -180,7 +180,8 @@ std::vector<float> Writer::matrix(const std::string& module, int64_t rows, int64
     squares[size_t(i % rows)] += std::pow(double(f16_to_f32(half)) * unit, 2) * double(columns / groups);
   }
   random_.skip(groups * rows);
-  const AffineView facts{bits, rows, columns, group_size(columns), {}};
+  const AffineView facts{
+      .bits = bits, .out_features = rows, .in_features = columns, .group_size = group_size(columns)};
   write_gptq_words(out_, module, facts, words_.data(), halves_.data(), uint8_t(1 << (bits - 1)));
   std::vector<float> spreads;
   for (const double square : squares) spreads.push_back(float(std::sqrt(square)));

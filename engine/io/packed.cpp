@@ -179,6 +179,7 @@ AffineMatrix read_packed(const Checkpoint& checkpoint, const std::string& prefix
 void write_packed(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
                   PackedLayout layout, bool symmetric) {
   matrix.check(prefix);
+  CHECK(!matrix.half_zeros, prefix, ": published layouts know whole zero points only");
   if (!layout_holds(layout, matrix.bits, matrix.out_features, matrix.in_features))
     throw Error(str(prefix, ": the GPTQ layout cannot hold ", matrix.out_features, " x ", matrix.in_features,
                     " weights of ", matrix.bits, " bits: both sizes times bits must divide by 32"));

@@ -83,7 +83,7 @@ nlohmann::json packed_config_json(const PackedConfig& config,
 /// True when `prefix` (a module name such as "model.decoder.layers.0.fc1") is stored as an affine weight.
 bool has_packed_weight(const Checkpoint& checkpoint, const std::string& prefix);
 
-/// A module stored as an affine weight, with the shape that its tensors tell.
+/// A module stored as an affine weight, also one with half zero points, with the shape that its tensors tell.
 struct PackedModule {
   std::string name;
   int64_t out_features = 0, in_features = 0;

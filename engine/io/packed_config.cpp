@@ -107,9 +107,9 @@ PackedConfig parse_ballast(const json& object, const std::string& what) {
                     "; another version of this program wrote the folder"));
   PackedConfig config{.layout = PackedLayout::ballast};
   for (const json& encoding : json_array(object, "encodings", what)) {
-    if (encoding != kSparseOutliers && encoding != kResidualBinary)
-      throw Error(str(what, ": field 'encodings': expected \"", kSparseOutliers, "\" or \"", kResidualBinary,
-                      "\", got ", shown_json(encoding)));
+    if (encoding != kHalfZeros && encoding != kSparseOutliers && encoding != kResidualBinary)
+      throw Error(str(what, ": field 'encodings': expected \"", kHalfZeros, "\", \"", kSparseOutliers,
+                      "\" or \"", kResidualBinary, "\", got ", shown_json(encoding)));
     config.encodings.push_back(encoding);
   }
   config.bits = int(json_int(object, "bits", what, 1, 8));

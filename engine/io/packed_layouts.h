@@ -50,8 +50,10 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
 void write_pack_quantized(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
                           bool symmetric);
 
+AffineMatrix read_half_zeros(const PackedSource& source);
 SparseOutlierMatrix read_sparse_outliers(const PackedSource& source);
 ResidualBinaryMatrix read_residual_binary(const PackedSource& source);
+void write_half_zeros(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix);
 void write_sparse_outliers(CheckpointWriter& writer, const std::string& prefix,
                            const SparseOutlierMatrix& matrix);
 void write_residual_binary(CheckpointWriter& writer, const std::string& prefix,

@@ -10,6 +10,7 @@ namespace ballast {
 namespace {
 
 // The tensors that tell an encoding by being there.
+constexpr const char* kHalfZeroMark = "weight_half_zeros";
 constexpr const char* kOutlierMark = "weight_grid";
 constexpr const char* kBinaryMark = "weight_block_size";
 
@@ -23,6 +24,8 @@ constexpr const char* kWeightParts[] = {"weight",
                                         "weight_zero_point",
                                         "weight_shape",
                                         "weight_g_idx",
+                                        "weight_affine_grid",
+                                        "weight_half_zeros",
                                         "weight_grid",
                                         "weight_scale_codes",
                                         "weight_zero_codes",
@@ -54,8 +57,10 @@ void write_code_rows(CheckpointWriter& writer, const std::string& name, const st
 }
 
 bool has_quantized_weight(const Checkpoint& checkpoint, const std::string& prefix) {
-  return has_packed_weight(checkpoint, prefix) || checkpoint.find(prefix + "." + kOutlierMark) ||
-         checkpoint.find(prefix + "." + kBinaryMark);
+  if (has_packed_weight(checkpoint, prefix)) return true;
+  for (const char* mark : {kHalfZeroMark, kOutlierMark, kBinaryMark})
+    if (checkpoint.find(prefix + "." + mark)) return true;
+  return false;
 }
 
 QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const std::string& prefix, int64_t out_features,
@@ -67,11 +72,16 @@ QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const std::string& 
                     ": expected quantization_config for the packed tensors of ", shown(prefix, 200),
                     ", got none"));
   const PackedSource source{checkpoint, *config, prefix, out_features, in_features};
-  const bool outliers = checkpoint.find(source.name(kOutlierMark)),
+  const bool half_zeros = checkpoint.find(source.name(kHalfZeroMark)),
+             outliers = checkpoint.find(source.name(kOutlierMark)),
              binary = checkpoint.find(source.name(kBinaryMark)),
              affine = has_packed_weight(checkpoint, prefix);
-  if (int(outliers) + int(binary) + int(affine) > 1)
-    source.fail(outliers ? kOutlierMark : kBinaryMark, "is there beside a weight in another encoding");
+  if (int(half_zeros) + int(outliers) + int(binary) + int(affine) > 1)
+    source.fail(half_zeros ? kHalfZeroMark
+                : outliers ? kOutlierMark
+                           : kBinaryMark,
+                "is there beside a weight in another encoding");
+  if (half_zeros) return read_half_zeros(source);
   if (outliers) return read_sparse_outliers(source);
   if (binary) return read_residual_binary(source);
   return read_packed(checkpoint, *config, prefix, out_features, in_features);
@@ -85,6 +95,10 @@ PackedLayout write_quantized(CheckpointWriter& writer, const std::string& prefix
     write_residual_binary(writer, prefix, *binary);
   } else {
     const AffineMatrix& grid = std::get<AffineMatrix>(matrix);
+    if (grid.half_zeros) {
+      write_half_zeros(writer, prefix, grid);
+      return PackedLayout::ballast;
+    }
     const bool fits = layout_holds(affine, grid.bits, grid.out_features, grid.in_features);
     const PackedLayout layout = fits ? affine : PackedLayout::pack_quantized;
     write_packed(writer, prefix, grid, layout, symmetric);
@@ -96,6 +110,7 @@ PackedLayout write_quantized(CheckpointWriter& writer, const std::string& prefix
 std::string_view encoding_name(const QuantizedMatrix& matrix) {
   if (std::holds_alternative<SparseOutlierMatrix>(matrix)) return kSparseOutliers;
   if (std::holds_alternative<ResidualBinaryMatrix>(matrix)) return kResidualBinary;
+  if (std::get<AffineMatrix>(matrix).half_zeros) return kHalfZeros;
   return {};
 }
 

@@ -1,9 +1,14 @@
-// Stored form of a module's weight in any encoding. Affine weights have published layouts (packed.h). The
-// other encodings have none and are stored as follows, bit for bit what the canonical forms in
+// Stored form of a module's weight in any encoding. Affine weights with whole zero points have published layouts
+// (packed.h). The other encodings have none and are stored as follows, bit for bit what the canonical forms in
 // kernels/encodings hold; quantization_config names them (quant_method "ballast", see below).
 //
 //   G = in_features / group_size, T = ceil(out_features / 16), N outliers in all, B = ceil(in_features / block_size)
 //
+// half zero points
+//   weight                  I32 [out_features, ceil(in_features*bits/32)]   codes, each row in words of its own
+//   weight_affine_grid      I32 [2]                                         bits, group_size
+//   weight_scale            F16 [out_features, G]
+//   weight_half_zeros       I32 [ceil(out_features*G*bits/32)]              zero points, one stream over [out_features, G]
 // sparse outliers
 //   weight                  I32 [out_features, ceil(in_features*bits/32)]   codes, each row in words of its own
 //   weight_grid             I32 [3]                                         bits, stat_bits, group_size
@@ -23,8 +28,8 @@
 // know the encoding then meets a tensor of the wrong type and shape and stops, where it would fill a tensor
 // that it misses with random numbers and go on.
 //
-// quantization_config: {"quant_method": "ballast", "version": 1, "encodings": ["sparse_outliers" and/or
-// "residual_binary"], "bits", "group_size", "sym": what was asked for, for people; the tensors decide}. Affine modules
+// quantization_config: {"quant_method": "ballast", "version": 1, "encodings": some of ["half_zero_points",
+// "sparse_outliers", "residual_binary"], "bits", "group_size", "sym": what was asked for, for people; the tensors decide}. Affine modules
 // in such a folder are in any form of packed.h.
 #pragma once
 
@@ -36,6 +41,7 @@
 
 namespace ballast {
 
+inline constexpr const char* kHalfZeros = "half_zero_points";
 inline constexpr const char* kSparseOutliers = "sparse_outliers";
 inline constexpr const char* kResidualBinary = "residual_binary";
 
@@ -47,12 +53,12 @@ bool has_quantized_weight(const Checkpoint& checkpoint, const std::string& prefi
 QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const std::string& prefix, int64_t out_features,
                                int64_t in_features);
 
-/// Writes the tensors of `matrix` under `prefix` and returns the layout used: for an affine matrix `affine`, or
-/// pack_quantized where that cannot hold its shape; else ballast. For `symmetric` see write_packed.
+/// Writes the tensors of `matrix` under `prefix` and returns the layout used: for an affine matrix with whole zero
+/// points `affine`, or pack_quantized where that cannot hold its shape; else ballast. For `symmetric` see write_packed.
 PackedLayout write_quantized(CheckpointWriter& writer, const std::string& prefix,
                              const QuantizedMatrix& matrix, PackedLayout affine, bool symmetric);
 
-/// Name of the encoding in quantization_config; empty for an affine matrix, whose layout is published.
+/// Name of the encoding in quantization_config; empty for one whose layout is published.
 std::string_view encoding_name(const QuantizedMatrix& matrix);
 
 /// True when `suffix` ("qweight") names a tensor that some stored form of a weight has.

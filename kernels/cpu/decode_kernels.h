@@ -32,6 +32,10 @@ static inline float affine_scale(const uint8_t* facts, int64_t row) {
   __builtin_memcpy(&half, facts + 2 * row, sizeof half);
   return half_to_float(half);
 }
+static inline float affine_zero(const TiledWeight& weight, const uint8_t* facts, int64_t row) {
+  const float fact = facts[2 * kTileRows + row];
+  return weight.half_zeros ? 0.5f * fact : fact;
+}
 static inline ColumnShape column_shape(int bits, const TiledWeight& weight) {
   return {bits, weight.group_size, weight.column_units};
 }
@@ -45,7 +49,7 @@ static void decode_columns(const TiledWeight& weight, int64_t tile, int bits, in
                           tile / kUnitTiles * shape.unit_bytes();
     for (int64_t row = 0; row < kTileRows; ++row) {
       const int code = code_in_unit(bits, tile % kUnitTiles * kTileRows + row, unit);
-      out[row] = affine_scale(facts, row) * float(code - facts[2 * kTileRows + row]);
+      out[row] = affine_scale(facts, row) * (float(code) - affine_zero(weight, facts, row));
     }
   }
 }
@@ -57,11 +61,10 @@ static void decode_affine(const TiledWeight& weight, int64_t tile, int bits, int
                const int64_t begin = first > k0 ? first : k0;
                const int64_t end = first + columns < k0 + count ? first + columns : k0 + count;
                for (int64_t row = 0; row < kTileRows; ++row) {
-                 const float scale = affine_scale(facts, row);
-                 const int zero = facts[2 * kTileRows + row];
+                 const float scale = affine_scale(facts, row), zero = affine_zero(weight, facts, row);
                  for (int64_t k = begin; k < end; ++k)
                    out[(k - k0) * kTileRows + row] =
-                       scale * float(int(code_at(bits, columns, k - first, row, chunk)) - zero);
+                       scale * (float(code_at(bits, columns, k - first, row, chunk)) - zero);
                }
              });
 }
@@ -69,10 +72,9 @@ static void decode_affine_row(const TiledWeight& weight, int64_t row, int bits, 
   const int64_t lane = row % kTileRows;
   each_chunk(weight, row / kTileRows, bits, affine_fact_bytes(weight.group_size),
              [&](const uint8_t* chunk, int64_t columns, int64_t first, const uint8_t* facts) {
-               const float scale = affine_scale(facts, lane);
-               const int zero = facts[2 * kTileRows + lane];
+               const float scale = affine_scale(facts, lane), zero = affine_zero(weight, facts, lane);
                for (int64_t k = 0; k < columns; ++k) {
-                 const float value = scale * float(int(code_at(bits, columns, k, lane, chunk)) - zero);
+                 const float value = scale * (float(code_at(bits, columns, k, lane, chunk)) - zero);
                  out[first + k] = accumulate ? out[first + k] + value : value;
                }
              });

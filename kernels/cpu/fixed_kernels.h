@@ -1,7 +1,7 @@
 // Linear layers whose input has a grid of its own, fixed beforehand (encodings/activation.h): integer sums of weight
 // codes and input codes, one instruction set (see simd.h).
 //
-//   y = Σ_groups  scale · s · I,     I = Σ_k (code_k − zero) · (d_k + offset)
+//   y = Σ_groups  scale · s · I,     I = Σ_k (code_k − zero) · (d_k + offset)     (half zero points: see plane_kernels.h)
 //
 // with d the digits that `encode` makes. I is exact: bytes times bytes, or words beside 8-bit codes where an instruction
 // set has no product of bytes that cannot saturate (AVX2's maddubs adds pairs in 16 bits) or where d needs 16 bits.
@@ -68,11 +68,13 @@ struct FixedBlock {
   Sums* kept;
   float* partial;
 };
-template <int FORM, int TOKENS>
+template <int FORM, bool HALF_ZEROS, int TOKENS>
 static void fixed_block(const FixedBlock& task) {
-  Sums sums[TOKENS];
-  for (int t = 0; t < TOKENS; ++t)
-    sums[t] = task.first ? times(task.zeros, task.digit_sums[t] - task.columns_offset) : task.kept[t];
+  Sums sums[TOKENS], of_zeros[TOKENS];
+  for (int t = 0; t < TOKENS; ++t) {
+    of_zeros[t] = times(task.zeros, task.digit_sums[t] - task.columns_offset);
+    sums[t] = !task.first ? task.kept[t] : HALF_ZEROS ? no_sums() : of_zeros[t];
+  }
   dot_unpacked<FORM, TOKENS>(task.w, task.steps, task.x, sums);
   for (int t = 0; t < TOKENS; ++t) {
     if (!task.last) {
@@ -81,20 +83,22 @@ static void fixed_block(const FixedBlock& task) {
     }
     float* to = task.partial + t * kTileRows;
     const F y = task.fresh ? broadcast(0) : load(to);
-    store(to, fma(to_float(plus(sums[t], task.rows)), task.scale, y));
+    Sums whole = plus(sums[t], task.rows);
+    if constexpr (HALF_ZEROS) whole = plus(left_sums<1>(whole), of_zeros[t]);
+    store(to, fma(to_float(whole), task.scale, y));
   }
 }
-template <int FORM, int TOKENS = kPlaneColumns>
+template <int FORM, bool HALF_ZEROS, int TOKENS = kPlaneColumns>
 static inline void any_fixed_block(int64_t tokens, const FixedBlock& task) {
   if constexpr (TOKENS > 0) {
-    if (tokens == TOKENS) return fixed_block<FORM, TOKENS>(task);
-    any_fixed_block<FORM, TOKENS - 1>(tokens, task);
+    if (tokens == TOKENS) return fixed_block<FORM, HALF_ZEROS, TOKENS>(task);
+    any_fixed_block<FORM, HALF_ZEROS, TOKENS - 1>(tokens, task);
   }
 }
 
-template <int BITS, int FORM>
+template <class Groups, int FORM>
 static void fixed_tokens(const LinearTask& task, int64_t tile, int64_t first, int64_t last) {
-  using Groups = AffineGroups<BITS>;
+  constexpr int BITS = Groups::kBits;
   constexpr int64_t kHalf = BITS == FORM ? 1 : 2;  // packed steps in one unpacked step
   const TiledWeight& weight = task.weight;
   const ChunkShape shape = chunk_shape(BITS, weight.group_size);
@@ -145,7 +149,7 @@ static void fixed_tokens(const LinearTask& task, int64_t tile, int64_t first, in
         block.digit_sums = digit_sums + t;
         block.kept = kept + (t - first);
         block.partial = partial + (t - first) * kTileRows;
-        any_fixed_block<FORM>(width, block);
+        any_fixed_block<FORM, Groups::kHalfZeros>(width, block);
       }
       done += steps;
     }
@@ -155,26 +159,33 @@ static void fixed_tokens(const LinearTask& task, int64_t tile, int64_t first, in
   write_tile(task, tile, first, last - first, partial);
 }
 
-template <int BITS, int FORM>
+template <class Groups, int FORM>
 static void fixed_tiles(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
   static_assert(kTokenChunk % kPlaneColumns == 0);
   for (int64_t t = 0; t < task.tokens; t += kTokenChunk)
     for (int64_t tile = first_tile; tile < last_tile; ++tile)
-      fixed_tokens<BITS, FORM>(task, tile, t, task.tokens - t < kTokenChunk ? task.tokens : t + kTokenChunk);
+      fixed_tokens<Groups, FORM>(task, tile, t,
+                                 task.tokens - t < kTokenChunk ? task.tokens : t + kTokenChunk);
+}
+
+template <int BITS>
+static void fixed_tiles_of(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
+  if (task.weight.half_zeros) return fixed_tiles<AffineGroups<BITS, true>, BITS>(task, first_tile, last_tile);
+  fixed_tiles<AffineGroups<BITS>, BITS>(task, first_tile, last_tile);
 }
 
 static void linear_fixed(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
   switch (task.weight.kind) {
     case TileKind::affine2:
-      return fixed_tiles<2, 2>(task, first_tile, last_tile);
+      return fixed_tiles_of<2>(task, first_tile, last_tile);
     case TileKind::affine3:
-      return fixed_tiles<3, 3>(task, first_tile, last_tile);
+      return fixed_tiles_of<3>(task, first_tile, last_tile);
     case TileKind::affine4:
-      return fixed_tiles<4, 4>(task, first_tile, last_tile);
+      return fixed_tiles_of<4>(task, first_tile, last_tile);
     case TileKind::affine8:
       if constexpr (kBytesOfAllCodes)
-        if (!task.input_words) return fixed_tiles<8, 4>(task, first_tile, last_tile);
-      return fixed_tiles<8, 8>(task, first_tile, last_tile);
+        if (!task.input_words) return fixed_tiles<AffineGroups<8>, 4>(task, first_tile, last_tile);
+      return fixed_tiles<AffineGroups<8>, 8>(task, first_tile, last_tile);
     default:
       __builtin_trap();
   }

@@ -44,7 +44,8 @@ inline constexpr int64_t kCodesOfWord = 16;
 
 /// A packed weight: tiles of 16 output rows, k ascending inside a tile.
 ///   f32, f16, bf16   [k][16 rows]
-///   affine           per group: [16 f16 scales], [16 u8 zeros], padding, the codes of its chunks (plane_layout.h)
+///   affine           per group: [16 f16 scales], [16 u8 zeros, with half_zeros twice as much], padding, the codes of its
+///                    chunks (plane_layout.h)
 ///                    or, where a column of zeros shall not be read, by columns (plane_layout.h): column_units > 0
 ///   outliers         per group: [2·stat_bits bytes: 16 scale codes, row 0 in the lowest bits], [16 zero codes],
 ///                    [4 f16: scale_low, scale_step, zero_low, zero_step], the codes of its chunks, 0 under an
@@ -59,6 +60,7 @@ struct TiledWeight {
   int64_t group_size;  ///< of affine and outliers; block size of residual binary
   TileKind kind;
   int64_t column_units = 0;  ///< of affine codes by columns
+  bool half_zeros = false;   ///< of affine codes
   int stat_bits = 0;         ///< width of scale and zero codes: 2, 3, 4 or 8
   /// Outliers of k-block b of tile t: [outlier_begin[i], outlier_begin[i + 1]), i = t · k-blocks + b. Each is
   /// its place in the decoded block, k·16 + row, in the low half, ascending, and a binary16 value in the high half.
@@ -178,7 +180,7 @@ struct ColumnTask {
   float* w;
   int64_t w_stride, rows, width;
   const float* u;  ///< [width / kColumnGroup][width][kColumnGroup], missing columns anything
-  const float *scales, *zero_points;
+  const float *scales, *zeros;
   int64_t group_stride;
   const int32_t* groups;
   uint8_t* codes;

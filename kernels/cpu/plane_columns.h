@@ -134,9 +134,9 @@ static inline void each_pair(Body&& body) {
   }
 }
 
-template <int BITS, int P>
+template <class Groups, int P>
 static void columns_of_one_token(const LinearTask& task, int64_t first_unit, int64_t last_unit) {
-  using Groups = AffineGroups<BITS>;
+  constexpr int BITS = Groups::kBits;
   const TiledWeight& weight = task.weight;
   const ColumnShape layout = column_shape(BITS, weight);
   const ChunkShape shape = chunk_shape(BITS, weight.group_size);
@@ -201,9 +201,9 @@ static void unpack_pair(const uint8_t* unit, int64_t steps, int64_t columns, int
   }
 }
 
-template <int BITS, int P, int PAIR>
+template <class Groups, int P, int PAIR>
 static void columns_of_tokens(const LinearTask& task, int64_t unit, int64_t first, int64_t last) {
-  using Groups = AffineGroups<BITS>;
+  constexpr int BITS = Groups::kBits;
   const TiledWeight& weight = task.weight;
   const ColumnShape layout = column_shape(BITS, weight);
   const ChunkShape shape = chunk_shape(BITS, weight.group_size);
@@ -235,43 +235,51 @@ static void columns_of_tokens(const LinearTask& task, int64_t unit, int64_t firs
     write_tile(task, tile + i, first, last - first, partial + i * kTokenChunk * kTileRows);
 }
 
-template <int BITS, int P, int PAIR = 0>
+template <class Groups, int P, int PAIR = 0>
 static void columns_of_unit(const LinearTask& task, int64_t unit, int64_t first, int64_t last) {
   if constexpr (PAIR < kUnitTiles / 2) {
     if ((unit * kUnitTiles + 2 * PAIR) * kTileRows >= task.out_features) return;
-    columns_of_tokens<BITS, P, PAIR>(task, unit, first, last);
-    columns_of_unit<BITS, P, PAIR + 1>(task, unit, first, last);
+    columns_of_tokens<Groups, P, PAIR>(task, unit, first, last);
+    columns_of_unit<Groups, P, PAIR + 1>(task, unit, first, last);
   }
 }
 
 // Rows whose results one token keeps in the scratch space.
 inline constexpr int64_t kUnitsAtOnce = linear_scratch_floats() / kColumnUnit;
 
-template <int BITS, int P>
+template <class Groups, int P>
 static void columns_of(const LinearTask& task, int64_t first_unit, int64_t last_unit) {
   if (task.tokens == 1) {
     for (int64_t unit = first_unit; unit < last_unit; unit += kUnitsAtOnce)
-      columns_of_one_token<BITS, P>(task, unit,
-                                    last_unit - unit < kUnitsAtOnce ? last_unit : unit + kUnitsAtOnce);
+      columns_of_one_token<Groups, P>(task, unit,
+                                      last_unit - unit < kUnitsAtOnce ? last_unit : unit + kUnitsAtOnce);
     return;
   }
   for (int64_t t = 0; t < task.tokens; t += kTokenChunk)
     for (int64_t unit = first_unit; unit < last_unit; ++unit)
-      columns_of_unit<BITS, P>(task, unit, t, task.tokens - t < kTokenChunk ? task.tokens : t + kTokenChunk);
+      columns_of_unit<Groups, P>(task, unit, t,
+                                 task.tokens - t < kTokenChunk ? task.tokens : t + kTokenChunk);
+}
+
+template <class Groups>
+static void columns_of_groups(const LinearTask& task, int64_t first_unit, int64_t last_unit) {
+  if (task.planes.planes == 1) return columns_of<Groups, 1>(task, first_unit, last_unit);
+  columns_of<Groups, 3>(task, first_unit, last_unit);
+}
+template <int BITS>
+static void columns_of_affine(const LinearTask& task, int64_t first_unit, int64_t last_unit) {
+  if (task.weight.half_zeros) return columns_of_groups<AffineGroups<BITS, true>>(task, first_unit, last_unit);
+  columns_of_groups<AffineGroups<BITS>>(task, first_unit, last_unit);
 }
 
 static void linear_columns(const LinearTask& task, int64_t first_unit, int64_t last_unit) {
-  const bool one = task.planes.planes == 1;
   switch (task.weight.kind) {
     case TileKind::affine2:
-      return one ? columns_of<2, 1>(task, first_unit, last_unit)
-                 : columns_of<2, 3>(task, first_unit, last_unit);
+      return columns_of_affine<2>(task, first_unit, last_unit);
     case TileKind::affine3:
-      return one ? columns_of<3, 1>(task, first_unit, last_unit)
-                 : columns_of<3, 3>(task, first_unit, last_unit);
+      return columns_of_affine<3>(task, first_unit, last_unit);
     case TileKind::affine4:
-      return one ? columns_of<4, 1>(task, first_unit, last_unit)
-                 : columns_of<4, 3>(task, first_unit, last_unit);
+      return columns_of_affine<4>(task, first_unit, last_unit);
     default:
       __builtin_trap();
   }

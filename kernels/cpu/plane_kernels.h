@@ -2,6 +2,9 @@
 //
 //   y = Σ_chunks  scale · step · Σ_p base^p · I_p,     I_p = Σ_k (code_k − zero) · digit_pk
 //
+// With half zero points 2·I_p is the whole number, of twice the codes and zeros, and the scale is halved.
+//
+//
 // with the activations split into digits by plane_split.h. I_p is exact, so a result depends neither on the order of
 // its additions nor on the instruction set; what is rounded is written once, in `finish`, chunks ascending. Weights
 // with outliers have zero points that are no integers (I_p = Σ code · digit, and the zero point times Σ digit is
@@ -183,9 +186,10 @@ static inline F join(const Sums* sums) {
 }
 
 // What a kind of weight adds to the codes: its facts before each group, sums that a chunk begins with, how they end.
-template <int B>
+template <int B, bool HALF_ZEROS = false>
 struct AffineGroups {
   static constexpr int kBits = B;
+  static constexpr bool kHalfZeros = HALF_ZEROS;
   static constexpr bool kOutliers = false;
   struct Facts {
     F scale;
@@ -193,16 +197,20 @@ struct AffineGroups {
   };
   static int64_t fact_bytes(const TiledWeight& weight) { return affine_fact_bytes(weight.group_size); }
   static Facts facts(const TiledWeight&, const uint8_t* at) {
-    return {load_half(reinterpret_cast<const uint16_t*>(at)), widen_zeros(at + 2 * kTileRows)};
+    const F scale = load_half(reinterpret_cast<const uint16_t*>(at));
+    return {HALF_ZEROS ? mul(scale, broadcast(0.5f)) : scale, widen_zeros(at + 2 * kTileRows)};
   }
   // `digit_sums`: PlaneBlocks::sums of one chunk and token.
   template <int P>
   static inline void begin(const Facts& facts, const int32_t* digit_sums, Sums* sums) {
-    for (int p = 0; p < P; ++p) sums[p] = times(facts.zeros, digit_sums[p]);
+    for (int p = 0; p < P; ++p) sums[p] = HALF_ZEROS ? no_sums() : times(facts.zeros, digit_sums[p]);
   }
   template <int P>
-  static inline F finish(const Facts& facts, const int32_t*, const Sums* sums, float step, F y) {
-    return fma(join<B, P>(sums), mul(facts.scale, broadcast(step)), y);
+  static inline F finish(const Facts& facts, const int32_t* digit_sums, const Sums* sums, float step, F y) {
+    Sums whole[P];
+    for (int p = 0; p < P; ++p)
+      whole[p] = HALF_ZEROS ? plus(left_sums<1>(sums[p]), times(facts.zeros, digit_sums[p])) : sums[p];
+    return fma(join<B, P>(whole), mul(facts.scale, broadcast(step)), y);
   }
 };
 // Zero points are real numbers here, so they meet the digits' sums in floats.
@@ -433,14 +441,20 @@ static void planes_of(const LinearTask& task, int64_t first_tile, int64_t last_t
   return planes_of_tiles < Groups, Groups::kBits == 8 ? 2 : 3 > (task, first_tile, last_tile);
 }
 
+template <int B>
+static void planes_of_affine(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
+  if (task.weight.half_zeros) return planes_of<AffineGroups<B, true>>(task, first_tile, last_tile);
+  planes_of<AffineGroups<B>>(task, first_tile, last_tile);
+}
+
 static void linear_planes(const LinearTask& task, int64_t first_tile, int64_t last_tile) {
   switch (task.weight.kind) {
     case TileKind::affine2:
-      return planes_of<AffineGroups<2>>(task, first_tile, last_tile);
+      return planes_of_affine<2>(task, first_tile, last_tile);
     case TileKind::affine3:
-      return planes_of<AffineGroups<3>>(task, first_tile, last_tile);
+      return planes_of_affine<3>(task, first_tile, last_tile);
     case TileKind::affine4:
-      return planes_of<AffineGroups<4>>(task, first_tile, last_tile);
+      return planes_of_affine<4>(task, first_tile, last_tile);
     case TileKind::affine8:
       return planes_of<AffineGroups<8>>(task, first_tile, last_tile);
     case TileKind::outliers2:

@@ -20,7 +20,7 @@ void CpuBackend::run(const RoundColumns& op) {
                kColumnGroup, u + first * width);
   task.u = u;
   task.groups = op.groups.as<int32_t>();
-  CHECK(op.scales.strides[0] == op.zero_points.strides[0]);
+  CHECK(op.scales.strides[0] == op.zeros.strides[0]);
   task.group_stride = op.scales.strides[0];
   task.code_stride = op.codes.strides[0];
   task.max_code = float(op.max_code);
@@ -32,7 +32,7 @@ void CpuBackend::run(const RoundColumns& op) {
       mine.rows = std::min(kTileRows, rows - row);
       mine.w = op.w.row(row);
       mine.scales = op.scales.as<float>() + row;
-      mine.zero_points = op.zero_points.as<float>() + row;
+      mine.zeros = op.zeros.as<float>() + row;
       mine.codes = op.codes.as<uint8_t>() + row * task.code_stride;
       kernels_.round_columns(mine);
     }

@@ -24,15 +24,24 @@ static inline F negated(F a) {
   return sub(broadcast(-0.0f), a);
 }
 
+// Of numbers below 2^22 in size, to the nearest whole one, ties to even.
+static inline F rounded(F a) {
+  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23
+  return sub(add(a, magic), magic);
+}
+
+struct ColumnFacts {
+  F scale, whole_zero, half;  ///< the zero is whole_zero + half, 0 or 1/2
+};
+
 // The error of one column; its codes go to `code` as whole floats.
-static inline F round_lanes(F w, F scale, F zero, float max_code, F pivot, float* code) {
-  const F magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  // Clamping first gives the same code, as the bounds are whole numbers, and keeps the sum with `magic` exact.
-  const F low = negated(zero), high = sub(broadcast(max_code), zero);
-  const F steps = negated(max(negated(max(divide(w, scale), low)), negated(high)));
-  const F whole = sub(add(steps, magic), magic);
-  store(code, add(whole, zero));
-  return divide(sub(w, mul(scale, whole)), pivot);
+static inline F round_lanes(F w, const ColumnFacts& facts, float max_code, F pivot, float* code) {
+  // Clamping first gives the same code, as the bounds are whole numbers, and keeps the rounding exact.
+  const F low = negated(facts.whole_zero), high = sub(broadcast(max_code), facts.whole_zero);
+  const F steps = add(divide(w, facts.scale), facts.half);
+  const F whole = rounded(negated(max(negated(max(steps, low)), negated(high))));
+  store(code, add(whole, facts.whole_zero));
+  return divide(sub(w, mul(facts.scale, sub(whole, facts.half))), pivot);
 }
 
 // The first `count` lanes; the others are `rest`.
@@ -42,10 +51,6 @@ static inline F load_lanes(const float* p, int64_t count, float rest) {
   for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = lane < count ? p[lane] : rest;
   return load(lanes);
 }
-
-struct ColumnFacts {
-  F scale, zero;
-};
 
 // COLUMNS columns from `first` on: first the errors of all columns before them, with the sums in registers, then
 // one by one. Columns of w hold −e once they are done. u: [width][kColumnGroup] of these columns.
@@ -65,11 +70,13 @@ static void walk_group(const ColumnTask& task, int64_t first, const float* u, fl
     const int64_t i = first + t, group = task.groups[i];
     if (i == 0 || group != task.groups[i - 1]) {
       facts.scale = load_lanes(task.scales + group * task.group_stride, task.rows, 1);
-      facts.zero = load_lanes(task.zero_points + group * task.group_stride, task.rows, 0);
+      const F zero = load_lanes(task.zeros + group * task.group_stride, task.rows, 0);
+      facts.whole_zero = rounded(sub(zero, broadcast(0.25f)));
+      facts.half = sub(zero, facts.whole_zero);
     }
     const float* row = u + i * kColumnGroup;
-    const F minus = negated(round_lanes(column[t], facts.scale, facts.zero, task.max_code, broadcast(row[t]),
-                                        codes + i * kLanes));
+    const F minus =
+        negated(round_lanes(column[t], facts, task.max_code, broadcast(row[t]), codes + i * kLanes));
     store(w + i * kLanes, minus);
 #pragma GCC unroll 4
     for (int later = t + 1; later < COLUMNS; ++later)

@@ -49,6 +49,11 @@ void pack_chunk(const uint8_t* codes, int64_t row, int64_t columns, uint8_t* out
   put_codes(kBits, columns, whole, row, four, out);
 }
 
+uint8_t zero_fact(const AffineMatrix& source, size_t at) {
+  const uint8_t stored = source.zero_points[at];
+  return source.half_zeros ? uint8_t(twice_zero(stored, source.bits, true)) : stored;
+}
+
 void pack_tile(const AffineMatrix& source, int64_t tile, uint8_t* out) {
   const int64_t row0 = tile * kTileRows, rows = std::min(kTileRows, source.out_features - row0);
   const ChunkShape shape = chunk_shape(source.bits, source.group_size);
@@ -58,7 +63,7 @@ void pack_tile(const AffineMatrix& source, int64_t tile, uint8_t* out) {
     for (int64_t row = 0; row < rows; ++row) {
       const size_t at = size_t((row0 + row) * source.groups() + group);
       std::memcpy(out + 2 * row, &source.scales[at], 2);
-      out[2 * kTileRows + row] = source.zero_points[at];
+      out[2 * kTileRows + row] = zero_fact(source, at);
     }
     out += fact_bytes;
     for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk) {
@@ -88,7 +93,7 @@ void pack_columns(const AffineMatrix& source, const ColumnShape& shape, int64_t 
         const size_t at = size_t((row0 + row) * source.groups() + group);
         uint8_t* tile_facts = unit_facts + row / kTileRows * kColumnFactBytes;
         std::memcpy(tile_facts + 2 * (row % kTileRows), &source.scales[at], 2);
-        tile_facts[2 * kTileRows + row % kTileRows] = source.zero_points[at];
+        tile_facts[2 * kTileRows + row % kTileRows] = zero_fact(source, at);
         const uint8_t* from =
             source.codes.data() + (row0 + row) * source.in_features + group * source.group_size;
         for (int64_t column = 0; column < source.group_size; ++column)
@@ -140,6 +145,7 @@ TiledWeight tiled(const AffineView& weight) {
   }
   TiledWeight out{weight.data.as<uint8_t>(), tile_bytes(weight), weight.in_features, weight.group_size, kind};
   if (weight.by_columns) out.column_units = columns_of(weight).units;
+  out.half_zeros = weight.half_zeros;
   return out;
 }
 

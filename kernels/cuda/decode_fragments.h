@@ -25,7 +25,8 @@ struct DecodeFragments {
     if (column >= args.in_features) return;
     const AffineMeta& meta = args.meta[int64_t(tile) * args.groups + column / args.group_size];
     for (int row = 0; row < kTileRows && tile * kTileRows + row < args.out_features; ++row) {
-      const float scale = dev::half_to_float(meta.scales[row]), zero = meta.zero_points[row];
+      const float scale = dev::half_to_float(meta.scales[row]),
+                  zero = AffineMeta::zero_unit(Bits) * float(meta.zeros[row]);
       const float low = scale * (float(code_in_unit(words, Bits, row, 2 * lane)) - zero);
       const float high = scale * (float(code_in_unit(words, Bits, row, 2 * lane + 1)) - zero);
       uint16_t* const to = args.to + int64_t(tile * kTileRows + row) * args.in_features + column;

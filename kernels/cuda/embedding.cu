@@ -52,7 +52,7 @@ struct FragmentTable {
     const AffineMeta& group = meta[tile * groups + column / group_size];
     const int code = code_in_unit(words, bits, row % kTileRows, column % kUnitColumns);
     return dev::half_to_float(group.scales[row % kTileRows]) *
-           float(code - int(group.zero_points[row % kTileRows]));
+           (float(code) - AffineMeta::zero_unit(bits) * float(group.zeros[row % kTileRows]));
   }
 };
 

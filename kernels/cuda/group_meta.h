@@ -5,18 +5,22 @@
 
 namespace ballast::cuda {
 
-/// A scale and a zero point for each of a tile's 16 rows and one group, as device memory holds them.
+/// A scale and a zero for each of a tile's 16 rows and one group, as device memory holds them.
 struct AffineMeta {
   uint16_t scales[kTileRows];  ///< binary16
-  uint8_t zero_points[kTileRows];
+  uint8_t zeros[kTileRows];    ///< twice the zeros, which may be multiples of 1/2; of 8-bit codes the zeros
+
+  static BALLAST_BOTH constexpr float zero_unit(int bits) { return bits == 8 ? 1.0f : 0.5f; }
 
   static constexpr int kBytes = 48, kUsualChunk = 128;
   static constexpr bool kOutliers = false, kTables = false;
   struct Row {
     float scale, zero;
   };
+  template <int Bits>
   static BALLAST_DEVICE Row row(dev::Shared<uint8_t> s_meta, int row) {
-    return {dev::half_to_float(s_meta.as<uint16_t>().get(row)), float(s_meta.get(32 + row))};
+    return {dev::half_to_float(s_meta.as<uint16_t>().get(row)),
+            zero_unit(Bits) * float(s_meta.get(32 + row))};
   }
 };
 static_assert(sizeof(AffineMeta) == AffineMeta::kBytes);
@@ -30,6 +34,7 @@ struct RealMeta {
   static constexpr int kBytes = 128, kUsualChunk = 16;
   static constexpr bool kOutliers = true, kTables = false;
   using Row = AffineMeta::Row;
+  template <int Bits>
   static BALLAST_DEVICE Row row(dev::Shared<uint8_t> s_meta, int row) {
     const auto s_floats = s_meta.as<float>();
     return {s_floats.get(row), s_floats.get(16 + row)};

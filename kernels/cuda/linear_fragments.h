@@ -213,8 +213,8 @@ struct LinearFragments {
       const uint32_t word = args_.outliers[i];
       const int column = outlier_column(word);
       const bool low = outlier_is_low(word);
-      const auto meta =
-          Meta::row(from.s_meta.from((column >> args_.chunk_log2) * Meta::kBytes), low ? r : r + 8);
+      const auto meta = Meta::template row<Bits>(
+          from.s_meta.from((column >> args_.chunk_log2) * Meta::kBytes), low ? r : r + 8);
       const float value = dev::fma(meta.scale, meta.zero, dev::half_to_float(uint16_t(word >> 16)));
       const float of_low = low ? value : 0.0f, of_high = low ? 0.0f : value;
 #pragma unroll
@@ -281,7 +281,7 @@ struct LinearFragments {
   BALLAST_DEVICE void scale_chunk(const Operands& from, int chunk) {
     const int r = dev::lane() / 4;
     const auto s_meta = from.s_meta.from(chunk * Meta::kBytes);
-    const auto low = Meta::row(s_meta, r), high = Meta::row(s_meta, r + 8);
+    const auto low = Meta::template row<Bits>(s_meta, r), high = Meta::template row<Bits>(s_meta, r + 8);
     const auto s_sums = from.s_sums.from(chunk * kKinds * kTokens);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) {

@@ -59,7 +59,9 @@ void pack_meta(const AffineMatrix& source, int64_t tile, AffineMeta* meta) {
     for (int64_t row = 0; row < kTileRows && tile * kTileRows + row < source.out_features; ++row) {
       const auto at = size_t((tile * kTileRows + row) * source.groups() + group);
       meta[group].scales[row] = source.scales[at];
-      meta[group].zero_points[row] = source.zero_points[at];
+      const int zero = source.zero_points[at];
+      meta[group].zeros[row] =
+          uint8_t(source.bits == 8 ? zero : twice_zero(zero, source.bits, source.half_zeros));
     }
 }
 

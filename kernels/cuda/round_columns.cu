@@ -19,7 +19,7 @@ struct WalkRows {
     float* w;
     const float* u;
     const float* scales;
-    const float* zero_points;
+    const float* zeros;
     const int32_t* groups;
     uint8_t* codes;
     int64_t w_stride, u_stride, scale_stride, zero_stride, code_stride;
@@ -46,14 +46,15 @@ struct WalkRows {
         const float value = dev::shuffle(mine[slot], from);
         const int64_t group = args.groups[i];
         const float scale = args.scales[group * args.scale_stride + row];
-        const float zero = args.zero_points[group * args.zero_stride + row];
-        const float whole =
-            dev::min(dev::max(dev::round_to_even(value / scale), -zero), args.max_code - zero);
+        const float zero = args.zeros[group * args.zero_stride + row];
+        const float whole_zero = dev::round_to_even(zero - 0.25f), half = zero - whole_zero;
+        const float whole = dev::min(dev::max(dev::round_to_even(value / scale + half), -whole_zero),
+                                     args.max_code - whole_zero);
         const float* u = args.u + i * args.u_stride;
-        const float error = (value - dev::multiply(scale, whole)) / u[i];
+        const float error = (value - dev::multiply(scale, whole - half)) / u[i];
         if (lane == from) {
           mine[slot] = error;
-          codes[i] = uint8_t(whole + zero);
+          codes[i] = uint8_t(whole + whole_zero);
         }
 #pragma unroll
         for (int later = slot; later < kSlots; ++later) {
@@ -78,13 +79,13 @@ void CudaBackend::run(const RoundColumns& op) {
   const int64_t rows = op.w.shape[0], width = op.w.shape[1];
   if (rows == 0 || width == 0) return;
   const Staged w(machine_, stages_[0], op.w), u(machine_, stages_[1], op.u),
-      scales(machine_, stages_[2], op.scales), zeros(machine_, stages_[3], op.zero_points),
+      scales(machine_, stages_[2], op.scales), zeros(machine_, stages_[3], op.zeros),
       codes(machine_, stages_[4], op.codes, false);
   launch<WalkRows>(machine_, {.blocks = (rows + WalkRows::kRows - 1) / WalkRows::kRows},
                    {.w = w.as<float>(),
                     .u = u.as<float>(),
                     .scales = scales.as<float>(),
-                    .zero_points = zeros.as<float>(),
+                    .zeros = zeros.as<float>(),
                     .groups = numbers(op.groups),
                     .codes = codes.as<uint8_t>(),
                     .w_stride = w.stride(),

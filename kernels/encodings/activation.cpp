@@ -88,7 +88,8 @@ std::optional<IntegerCodes> integer_codes(const ActivationGrid& grid, const Affi
   if (weight.by_columns || weight.group_size % 4 != 0) return std::nullopt;
   // Exact in 32 bits whatever the codes are.
   const auto fits = [&](int64_t largest) {
-    return largest * ((int64_t(1) << weight.bits) - 1) * weight.group_size < int64_t(1) << 31;
+    return largest * ((int64_t(1) << weight.bits) - 1) * weight.group_size <
+           int64_t(1) << (weight.half_zeros ? 30 : 31);
   };
   if (grid.kind == Kind::affine) {
     const int low = -grid.zero_point, high = grid.levels() - 1 - grid.zero_point;

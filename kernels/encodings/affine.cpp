@@ -27,16 +27,28 @@ void AffineMatrix::decode_row(int64_t row, float* out) const {
   const uint8_t* code = codes.data() + row * in_features;
   for (int64_t group = 0; group < groups(); ++group) {
     const float step = scale(row, group);
-    const int zero = zero_points[size_t(row * groups() + group)];
+    const float offset = zero(row, group);
     for (int64_t column = group * group_size; column < (group + 1) * group_size; ++column)
-      out[column] = step * float(int(code[column]) - zero);
+      out[column] = step * (float(code[column]) - offset);
   }
+}
+
+AffineMatrix AffineMatrix::with_whole_zeros() const {
+  if (!half_zeros) return *this;
+  AffineMatrix out = *this;
+  out.bits = bits == 4 ? 8 : bits + 1;
+  out.half_zeros = false;
+  for (uint8_t& code : out.codes) code = uint8_t(2 * code);
+  for (uint8_t& zero : out.zero_points) zero = uint8_t(twice_zero(zero, bits, true));
+  for (uint16_t& scale : out.scales) scale = f32_to_f16(0.5f * f16_to_f32(scale));
+  return out;
 }
 
 void AffineMatrix::check(const std::string& name) const {
   const auto fail = [&](const std::string& what) { throw Error(name + ": " + what); };
   if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
     fail(str("bits is ", bits, ", expected 2, 3, 4 or 8"));
+  if (half_zeros && bits == 8) fail("8 bits with half zero points, expected whole ones");
   if (out_features <= 0 || in_features <= 0) fail(str("shape is [", out_features, ", ", in_features, "]"));
   if (group_size <= 0 || in_features % group_size != 0)
     fail(str("group size ", group_size, " does not divide in_features ", in_features));

@@ -11,7 +11,8 @@ void append(std::vector<Value>& all, const std::vector<Value>& part) {
 }
 
 void append_rows(AffineMatrix& all, const AffineMatrix& part) {
-  CHECK(all.in_features == part.in_features && all.bits == part.bits && all.group_size == part.group_size);
+  CHECK(all.in_features == part.in_features && all.bits == part.bits && all.group_size == part.group_size &&
+        all.half_zeros == part.half_zeros);
   all.out_features += part.out_features;
   append(all.codes, part.codes);
   append(all.scales, part.scales);

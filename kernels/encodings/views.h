@@ -27,6 +27,7 @@ struct AffineView {
   int64_t out_features = 0;
   int64_t in_features = 0;
   int64_t group_size = 0;
+  bool half_zeros = false;  ///< AffineMatrix::half_zeros
   /// Packed so that one token's zero activations cost nothing: their columns are not read. Below 8 bits only.
   bool by_columns = false;
   TensorView data;  ///< u8 blob of Backend::packed_bytes bytes, 64-byte aligned

@@ -48,7 +48,7 @@ LayerSolution solve_comq(Backend& backend, const LayerProblem& problem) {
                       .anneal = options.anneal,
                       .refit_scales = options.refit_scales,
                       .per_layer = options.per_layer,
-                      .move_zero_points = !problem.grid.symmetric,
+                      .move_grids = !problem.grid.symmetric,
                       .start_at_target = true,
                       .max_code = (1 << problem.grid.bits) - 1,
                       .damping = damping});

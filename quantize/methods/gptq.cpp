@@ -13,7 +13,7 @@ class GridRounder final : public ColumnRounder {
       : matrix_(matrix),
         options_(options),
         scales_(matrix.scales.size()),
-        zero_points_(matrix.scales.size()),
+        zeros_(matrix.scales.size()),
         groups_(static_cast<size_t>(factor.size)) {
     for (int64_t i = 0; i < factor.size; ++i) {
       groups_[size_t(i)] = int32_t(factor.order[size_t(i)] / matrix.group_size);
@@ -26,7 +26,7 @@ class GridRounder final : public ColumnRounder {
     const Grid grid = fit_grid(weights, options_);
     store_grid(matrix_, row, group, grid);
     scales_[size_t(group * matrix_.out_features + row)] = grid.scale;
-    zero_points_[size_t(group * matrix_.out_features + row)] = float(grid.zero_point);
+    zeros_[size_t(group * matrix_.out_features + row)] = grid.zero;
   }
 
   float round(int64_t, int64_t, float) override { CHECK(false, "whole blocks are rounded at once"); }
@@ -75,7 +75,7 @@ class GridRounder final : public ColumnRounder {
     backend.run(RoundColumns{.w = block.columns(first, last),
                              .u = block.factors(first, last, first, last),
                              .scales = {scales_.data(), DType::f32, {matrix_.groups(), rows}},
-                             .zero_points = {zero_points_.data(), DType::f32, {matrix_.groups(), rows}},
+                             .zeros = {zeros_.data(), DType::f32, {matrix_.groups(), rows}},
                              .groups = {groups_.data() + first, DType::i32, {width}},
                              .codes = here,
                              .max_code = (1 << options_.bits) - 1});
@@ -83,10 +83,10 @@ class GridRounder final : public ColumnRounder {
 
   AffineMatrix& matrix_;
   const GridOptions& options_;
-  std::vector<float> scales_, zero_points_;  ///< [groups, rows]
-  std::vector<int32_t> groups_;              ///< of solver columns
-  bool natural_ = true;                      ///< solver columns are the original ones
-  std::vector<uint8_t> solver_codes_;        ///< [rows, size] in solver order, unless natural
+  std::vector<float> scales_, zeros_;  ///< [groups, rows]
+  std::vector<int32_t> groups_;        ///< of solver columns
+  bool natural_ = true;                ///< solver columns are the original ones
+  std::vector<uint8_t> solver_codes_;  ///< [rows, size] in solver order, unless natural
 };
 
 // Uniform rounding errors are orthogonal to the output by themselves; those of refitted scales are not.
@@ -98,7 +98,7 @@ void polish(Backend& backend, const LayerProblem& problem, double damping, Affin
                       .order = options.greedy_order ? ColumnOrder::greedy : ColumnOrder::natural,
                       .anneal = options.anneal,
                       .refit_scales = options.refit_scales,
-                      .move_zero_points = !problem.grid.symmetric,
+                      .move_grids = !problem.grid.symmetric,
                       .max_code = (1 << problem.grid.bits) - 1,
                       .damping = damping});
   if (options.unbiased_scales) unbias(backend, problem.weight, curvature, damping, matrix);

@@ -106,7 +106,7 @@ void check_solver(Backend& cpu, Backend& cuda, Report& report, bool small) {
       backend.run(RoundColumns{.w = view_of(errors, {rows, width}),
                                .u = view_of(u, {width, width}),
                                .scales = view_of(scales, {2, rows}),
-                               .zero_points = view_of(zeros, {2, rows}),
+                               .zeros = view_of(zeros, {2, rows}),
                                .groups = {groups.data(), DType::i32, {width}},
                                .codes = OutputView(codes.data(), DType::u8, {rows, width}),
                                .max_code = (1 << bits) - 1});

@@ -15,7 +15,9 @@ using test::Random;
 
 AffineMatrix small() {
   Random random(3);
-  return test::random_affine(random, 4, 3, 32, 16);
+  AffineMatrix matrix = test::random_affine(random, 4, 3, 32, 16);
+  matrix.half_zeros = false;
+  return matrix;
 }
 
 TEST(Affine, ValueIsScaleTimesCodeMinusZeroPoint) {
@@ -77,6 +79,49 @@ TEST(Affine, CheckNamesWhatIsWrong) {
     const std::string message = message_of<Error>([&] { matrix.check("w"); });
     EXPECT_EQ(message.rfind(damage.message, 0), 0u) << damage.name << ": " << message;
   }
+}
+
+TEST(Affine, HalfZeroPointsLieAroundTheMiddleOfTheCodes) {
+  const float zeros[3][3] = {{1, 1.5f, 2.5f}, {2, 3.5f, 5.5f}, {4, 7.5f, 11.5f}};
+  for (const int bits : {2, 3, 4}) {
+    const int middle = (1 << (bits - 1)) - 1;
+    AffineMatrix matrix{.bits = bits, .out_features = 3, .in_features = 4, .group_size = 4};
+    matrix.half_zeros = true;
+    matrix.codes = {0, 1, 2, 3, 3, 2, 1, 0, 0, 0, 3, 3};
+    matrix.scales.assign(3, f32_to_f16(0.5f));
+    matrix.zero_points = {0, uint8_t(middle), uint8_t(matrix.max_code())};
+    matrix.check("w");
+    std::vector<float> row(4);
+    for (int64_t r = 0; r < 3; ++r) {
+      EXPECT_EQ(matrix.zero(r, 0), zeros[bits - 2][r]);
+      matrix.decode_row(r, row.data());
+      for (int64_t k = 0; k < 4; ++k) {
+        EXPECT_EQ(row[size_t(k)], 0.5f * (float(matrix.codes[size_t(4 * r + k)]) - zeros[bits - 2][r]));
+        EXPECT_EQ(row[size_t(k)], matrix.value(r, k));
+      }
+    }
+  }
+}
+
+TEST(Affine, WholeZeroPointsInsteadOfHalfOnesAreTheSameWeights) {
+  for (const int bits : {2, 3, 4}) {
+    test::Random random(uint64_t(bits) + 1);
+    AffineMatrix matrix = test::random_affine(random, bits, 9, 24, 8);
+    matrix.half_zeros = true;
+    const AffineMatrix whole = matrix.with_whole_zeros();
+    whole.check("w");
+    EXPECT_FALSE(whole.half_zeros);
+    EXPECT_EQ(whole.bits, bits == 4 ? 8 : bits + 1);
+    for (int64_t row = 0; row < 9; ++row)
+      for (int64_t column = 0; column < 24; ++column)
+        ASSERT_EQ(whole.value(row, column), matrix.value(row, column));
+  }
+  AffineMatrix eight{.bits = 8, .out_features = 1, .in_features = 1, .group_size = 1};
+  eight.half_zeros = true;
+  eight.codes = eight.zero_points = {0};
+  eight.scales = {0x3C00};
+  EXPECT_EQ(message_of<Error>([&] { eight.check("w"); }),
+            "w: 8 bits with half zero points, expected whole ones");
 }
 
 }  // namespace

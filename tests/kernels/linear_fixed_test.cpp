@@ -53,10 +53,12 @@ float expected(const AffineMatrix& matrix, const ActivationGrid& grid, const flo
     const int64_t at = row * matrix.groups() + group;
     for (int64_t k = group * matrix.group_size; k < (group + 1) * matrix.group_size; ++k) {
       const int64_t code = std::llround(double(grid.round(x[k])) / double(grid.step));
-      sum += (int64_t(matrix.codes[size_t(row * matrix.in_features + k)]) - matrix.zero_points[size_t(at)]) *
+      sum += (2 * int64_t(matrix.codes[size_t(row * matrix.in_features + k)]) -
+              twice_zero(matrix.zero_points[size_t(at)], matrix.bits, matrix.half_zeros)) *
              code;
     }
-    y = std::fma(float(sum), matrix.scale(row, group) * grid.step, y);
+    // Half a sum that need not be whole, or the sum itself: the same rounding.
+    y = std::fma(float(sum), 0.5f * matrix.scale(row, group) * grid.step, y);
   }
   return y;
 }

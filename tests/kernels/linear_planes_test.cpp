@@ -200,7 +200,7 @@ TEST_P(LinearPlanes, TokensThatAreNotFinite) {
     for (int bits : {2, 3, 4, 8}) {
       AffineMatrix matrix = test::random_affine(random, bits, kOut, kIn, 64);
       for (int64_t row = 0; row < kOut; row += 3)
-        matrix.codes[size_t(row * kIn + 5)] = matrix.zero_points[size_t(row * 5)];
+        matrix.codes[size_t(row * kIn + 5)] = uint8_t(matrix.zero(row, 0));
       const auto backend = test::cpu_backend(GetParam(), 2, activations);
       const auto weight = test::packed(*backend, matrix);
       const auto dense = test::packed(*backend, test::decoded(matrix));

@@ -18,7 +18,7 @@ using test::same_bits;
 struct Case {
   int64_t rows, width, groups;
   int max_code;
-  std::vector<float> w, u, scales, zero_points;
+  std::vector<float> w, u, scales, zeros;
   std::vector<int32_t> group_of;
   std::vector<uint8_t> codes;
 };
@@ -29,7 +29,8 @@ Case random_case(int64_t rows, int64_t width, int64_t groups, int bits) {
   c.u = random.floats(width * width, -0.2f, 0.2f);
   for (int64_t i = 0; i < width; ++i) c.u[size_t(i * width + i)] = random.uniform(0.5f, 1.5f);
   c.scales = random.floats(groups * rows, 0.05f, 0.4f);
-  for (int64_t i = 0; i < groups * rows; ++i) c.zero_points.push_back(float(random.below(c.max_code + 1)));
+  for (int64_t i = 0; i < groups * rows; ++i)
+    c.zeros.push_back(0.5f * float(random.below(2 * c.max_code + 1)));
   for (int64_t i = 0; i < width; ++i) c.group_of.push_back(int32_t(random.below(groups)));
   c.codes.resize(c.w.size());
   return c;
@@ -41,8 +42,10 @@ void naive(Case& c) {
     float* w = c.w.data() + row * c.width;
     for (int64_t i = 0; i < c.width; ++i) {
       const size_t at = size_t(c.group_of[size_t(i)] * c.rows + row);
-      const float scale = c.scales[at], zero = c.zero_points[at], *u = c.u.data() + i * c.width;
-      const float code = std::clamp(std::nearbyint(w[i] / scale) + zero, 0.0f, float(c.max_code));
+      const float scale = c.scales[at], zero = c.zeros[at], *u = c.u.data() + i * c.width;
+      const float half = zero - std::floor(zero);
+      const float code =
+          std::clamp(std::nearbyint(w[i] / scale + half) + zero - half, 0.0f, float(c.max_code));
       c.codes[size_t(row * c.width + i)] = uint8_t(code);
       w[i] = (w[i] - scale * (code - zero)) / u[i];
       for (int64_t j = i + 1; j < c.width; ++j) w[j] = std::fma(-w[i], u[j], w[j]);
@@ -54,7 +57,7 @@ void run(Backend& backend, Case& c) {
   backend.run(RoundColumns{.w = OutputView(c.w.data(), DType::f32, {c.rows, c.width}),
                            .u = test::view_of(c.u, {c.width, c.width}),
                            .scales = test::view_of(c.scales, {c.groups, c.rows}),
-                           .zero_points = test::view_of(c.zero_points, {c.groups, c.rows}),
+                           .zeros = test::view_of(c.zeros, {c.groups, c.rows}),
                            .groups = TensorView(c.group_of.data(), DType::i32, {c.width}),
                            .codes = OutputView(c.codes.data(), DType::u8, {c.rows, c.width}),
                            .max_code = c.max_code});
@@ -92,7 +95,7 @@ TEST_P(RoundColumnsOp, ViewsMayBePartsOfWiderMatrices) {
   RoundColumns op{.w = OutputView(wide.data() + 4, DType::f32, {kRows, kWidth}),
                   .u = test::view_of(start.u, {kWidth, kWidth}),
                   .scales = test::view_of(start.scales, {2, kRows}),
-                  .zero_points = test::view_of(start.zero_points, {2, kRows}),
+                  .zeros = test::view_of(start.zeros, {2, kRows}),
                   .groups = TensorView(start.group_of.data(), DType::i32, {kWidth}),
                   .codes = OutputView(codes.data() + 4, DType::u8, {kRows, kWidth}),
                   .max_code = start.max_code};

@@ -52,7 +52,7 @@ void write_twins(const std::filesystem::path& codes, const std::filesystem::path
   const PackedConfig packed{.layout = PackedLayout::ballast,
                             .bits = 3,
                             .group_size = -1,
-                            .encodings = {kResidualBinary, kSparseOutliers}};
+                            .encodings = {kHalfZeros, kResidualBinary, kSparseOutliers}};
   config["quantization_config"] = packed_config_json(packed);
   coded.finish(config);
 }

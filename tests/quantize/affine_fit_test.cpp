@@ -96,5 +96,29 @@ TEST(AffineFit, RefusesWhatCannotBeStored) {
   EXPECT_THROW(fit_grid(std::vector<float>{-1e7f, 1e7f}, {.bits = 2}), Error);
 }
 
+TEST(AffineFit, HalfZeroPointsPutEvenlySpreadWeightsOnTheirLevels) {
+  const GridOptions half{.bits = 2, .half_zeros = true};
+  const std::vector<float> weights = {-1.5f, -0.5f, 0.5f, 1.5f};
+  const Grid grid = fit_grid(weights, half);
+  EXPECT_EQ(grid.zero, 1.5f);
+  for (int code = 0; code < 4; ++code) EXPECT_EQ(grid.code(weights[size_t(code)]), code);
+  EXPECT_LT(squared_error(grid, weights), 1e-6);
+  EXPECT_GT(squared_error(fit_grid(weights, {.bits = 2}), weights), 0.5);
+  EXPECT_EQ(fit_zero_point(weights, 1, half).zero, 1.5f);
+  for (const int bits : {2, 3, 4})  // the middle of the codes
+    EXPECT_EQ(fit_grid(weights, {.bits = bits, .symmetric = true, .half_zeros = true}).zero,
+              0.5f * float((1 << bits) - 1));
+}
+
+TEST(AffineFit, NearestCodeByTrial) {
+  for (const float zero : {0.0f, 1.0f, 1.5f, 2.5f, 3.0f})
+    for (float steps = -4.9f; steps < 5; steps += 0.2f) {
+      float best = 0;
+      for (float code = 1; code <= 3; ++code)
+        if (std::fabs(code - zero - steps) < std::fabs(best - zero - steps)) best = code;
+      EXPECT_EQ(nearest_code(steps, zero, 3), best) << steps << " from " << zero;
+    }
+}
+
 }  // namespace
 }  // namespace ballast

@@ -34,8 +34,8 @@ int64_t naive_sweep(const LayerFixture& layer, const Curvature& curvature, Affin
                     curvature.h[size_t(i * layer.in + j)];
       const double best = double(matrix.value(r, j)) + residual / curvature.h[size_t(j * layer.in + j)];
       const int64_t group = j / matrix.group_size;
-      const double code = std::nearbyint(best / double(matrix.scale(r, group))) +
-                          matrix.zero_points[size_t(r * matrix.groups() + group)];
+      const double zero = matrix.zero(r, group), half = zero - std::floor(zero);
+      const double code = std::nearbyint(best / double(matrix.scale(r, group)) + half) + zero - half;
       uint8_t& stored = matrix.codes[size_t(r * layer.in + j)];
       const auto next = uint8_t(std::clamp(code, 0.0, double(matrix.max_code())));
       moved += next != stored;
@@ -65,10 +65,12 @@ struct Start {
 
 TEST(CoordinateDescent, AgreesWithTheTextbookSweep) {
   Start start;
-  for (const int64_t group : {int64_t(0), int64_t(64)}) {
-    AffineMatrix fast = start.rtn(3, group), slow = fast;
-    start.descend(
-        fast, {.sweeps = 1, .order = ColumnOrder::natural, .refit_scales = false, .move_zero_points = false});
+  for (const int64_t group : {int64_t(0), int64_t(64), int64_t(32)}) {
+    AffineMatrix fast = start.rtn(3, group), slow;
+    fast.half_zeros = group == 32;
+    slow = fast;
+    start.descend(fast,
+                  {.sweeps = 1, .order = ColumnOrder::natural, .refit_scales = false, .move_grids = false});
     naive_sweep(start.layer, start.curvature, slow);
     EXPECT_EQ(fast.scales, slow.scales);
     EXPECT_EQ(fast.zero_points, slow.zero_points);
@@ -111,9 +113,9 @@ TEST(CoordinateDescent, CodesAndScalesBothHelpAfterGptq) {
       start.descend(matrix, options);
       return quadratic(start.layer, start.curvature, matrix) / base;
     };
-    const double codes = share({.refit_scales = false, .move_zero_points = false});
+    const double codes = share({.refit_scales = false, .move_grids = false});
     EXPECT_LT(codes, 0.95);
-    EXPECT_LT(share({.move_zero_points = false}), 0.97 * codes);
+    EXPECT_LT(share({.move_grids = false}), 0.97 * codes);
     EXPECT_LT(share({}), 0.97 * codes);
   }
 }
@@ -126,10 +128,10 @@ TEST(CoordinateDescent, MisplacedZeroPointsMoveBack) {
   const AffineMatrix rtn = affine(solve_rtn(*layer.backend, layer.problem(4, 32)));
   AffineMatrix matrix = rtn;
   for (size_t i = 0; i < matrix.zero_points.size(); ++i) matrix.zero_points[i] += i % 2 ? 2 : -2;
-  const auto after = [&](bool move_zero_points) {
+  const auto after = [&](bool move_grids) {
     AffineMatrix moved = matrix;
     coordinate_descent(*layer.backend, layer.weight, identity, moved,
-                       {.sweeps = 4, .refit_scales = false, .move_zero_points = move_zero_points});
+                       {.sweeps = 4, .refit_scales = false, .move_grids = move_grids});
     return quadratic(layer, identity, moved);
   };
   EXPECT_GT(after(false), 2 * quadratic(layer, identity, rtn));
@@ -144,7 +146,7 @@ TEST(CoordinateDescent, IdentityCurvatureLeavesNearestCodesAlone) {
   AffineMatrix matrix = affine(solve_rtn(*layer.backend, layer.problem(3, 32)));
   const AffineMatrix before = matrix;
   const CoordinateResult result = coordinate_descent(*layer.backend, layer.weight, identity, matrix,
-                                                     {.refit_scales = false, .move_zero_points = false});
+                                                     {.refit_scales = false, .move_grids = false});
   EXPECT_EQ(matrix.codes, before.codes);
   EXPECT_EQ(result.sweeps, 1);
   EXPECT_EQ(result.before, result.after);
@@ -156,7 +158,7 @@ TEST(CoordinateDescent, IdentityCurvatureLeavesNearestCodesAlone) {
 TEST(CoordinateDescent, ScaleIsTheClosedFormForTheFinalCodes) {
   Start start(8, 192, 7);
   AffineMatrix matrix = start.gptq(2, 0);
-  start.descend(matrix, {.sweeps = 3, .move_zero_points = false});
+  start.descend(matrix, {.sweeps = 3, .move_grids = false});
   const int64_t n = start.layer.in;
   for (int64_t r = 0; r < start.layer.out; ++r) {
     double with_weight = 0, with_itself = 0;
@@ -223,6 +225,36 @@ TEST(CoordinateDescent, SingularCurvatureIsHarmless) {
   start.descend(matrix, {.sweeps = 10});
   matrix.check("matrix");
   EXPECT_LT(quadratic(start.layer, start.curvature, matrix), 0.7 * before);
+}
+
+// What a move to another grid promises is what the objective then says.
+TEST(CoordinateDescent, ShortGroupsFindBetterZerosAndScales) {
+  Start start;
+  for (const bool half : {false, true}) {
+    AffineMatrix spoiled = start.rtn(2, 64);
+    spoiled.half_zeros = half;
+    for (uint16_t& scale : spoiled.scales) scale = f32_to_f16(1.3f * f16_to_f32(scale));
+    const auto after = [&](bool move_grids) {
+      AffineMatrix matrix = spoiled;
+      const CoordinateResult result = start.descend(matrix, {.sweeps = 3, .move_grids = move_grids});
+      EXPECT_NEAR(quadratic(start.layer, start.curvature, matrix), result.after, 1e-3 * result.after);
+      EXPECT_LE(result.after, result.before);
+      return result.after;
+    };
+    EXPECT_LT(after(true), 0.97 * after(false)) << half;
+  }
+}
+
+TEST(CoordinateDescent, HalfZeroPointsRoundNormalWeightsBetter) {
+  Start start;
+  const auto error = [&](bool half) {
+    LayerProblem problem = start.layer.problem(2, 64, &start.input);
+    problem.grid.half_zeros = half;
+    AffineMatrix matrix = affine(solve_gptq(*start.layer.backend, problem));
+    EXPECT_EQ(matrix.half_zeros, half);
+    return start.descend(matrix, {.sweeps = 4}).after;
+  };
+  EXPECT_LT(error(true), 0.95 * error(false));
 }
 
 }  // namespace

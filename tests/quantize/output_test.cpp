@@ -46,7 +46,9 @@ TEST(QuantizedOutput, EncodingsWithoutAPublishedLayoutAreAnnounced) {
   test::Random random(2);
   const QuantizedMatrix sparse = test::random_outliers(random, 3, 3, 32, 64, 16);
   const QuantizedMatrix binary = test::random_binary(random, 32, 64, 32);
-  const QuantizedMatrix affine = test::random_affine(random, 3, 32, 64, 16);
+  AffineMatrix whole = test::random_affine(random, 3, 32, 64, 16);
+  whole.half_zeros = false;
+  const QuantizedMatrix affine = whole;
   write(folder / "float", folder / "own", {sparse, binary});
   const Checkpoint own = Checkpoint::open(folder / "own");
   EXPECT_EQ(own.config()["quantization_config"]["quant_method"], "ballast");

@@ -30,7 +30,7 @@ TEST_P(ReferenceDescent, CodesAndScalesAreTheSame) {
                         .order = order_of(options.value("order", "natural")),
                         .refit_scales = options.contains("refit"),
                         .per_layer = options.value("refit", "") == "layer",
-                        .move_zero_points = false,
+                        .move_grids = false,
                         .start_at_target = options.value("start_at_target", false),
                         .damping = options.value("damping", 0.0)});
     expect_same(matrix, layer.expected(name), name);

@@ -28,6 +28,7 @@ struct DenseMatrix {
     return TensorView(data, dtype, {out_features, in_features});
   }
 };
+/// Below 8 bits with half zero points as often as with whole ones.
 inline AffineMatrix random_affine(Random& random, int bits, int64_t out, int64_t in, int64_t group_size) {
   AffineMatrix matrix{.bits = bits, .out_features = out, .in_features = in, .group_size = group_size};
   for (int64_t i = 0; i < out * in; ++i) matrix.codes.push_back(uint8_t(random.below(1 << bits)));
@@ -35,6 +36,7 @@ inline AffineMatrix random_affine(Random& random, int bits, int64_t out, int64_t
     matrix.scales.push_back(f32_to_f16(random.uniform(0.001f, 0.1f)));
     matrix.zero_points.push_back(uint8_t(random.below(1 << bits)));
   }
+  matrix.half_zeros = bits < 8 && random.below(2) == 1;
   matrix.check("random matrix");
   return matrix;
 }

@@ -71,6 +71,35 @@ TEST(ExportCommand, ThereAndBackGivesTheSameBytes) {
   }
 }
 
+// They have no published layout: with codes a bit wider the same weights have one.
+TEST(ExportCommand, HalfZeroPointsBecomeWholeOnesOfTheSameWeights) {
+  const TempFolder folder;
+  const struct {
+    std::vector<std::string> flags;
+    int bits;
+  } cases[] = {{{"--bits", "2", "--group-size", "64"}, 3},
+               {{"--bits", "3", "--override", "fc1=4:32"}, 4},
+               {{"--bits", "3", "--symmetric"}, 4}};
+  for (size_t i = 0; i < std::size(cases); ++i) {
+    std::vector<std::string> flags = cases[i].flags;
+    flags.insert(flags.end(), {"--zero-points", "half"});
+    const std::string own = quantized(folder, str("own", i), flags);
+    const json config = json::parse(files_of(own).at("config.json")).at("quantization_config");
+    EXPECT_EQ(config.at("encodings"), json::array({kHalfZeros}));
+    for (const char* layout : {"gptq_v2", "compressed-tensors"}) {
+      const fs::path other = folder / str(layout, i);
+      const Outcome run = exported(own, other, layout, {"--json"});
+      ASSERT_EQ(run.code, 0) << run.err;
+      EXPECT_EQ(run.json().at("modules"), 24);
+      EXPECT_EQ(run.json().at("bits"), cases[i].bits);
+      EXPECT_EQ(window_nll(own), window_nll(other)) << layout << i;
+    }
+  }
+  const std::string wide = quantized(folder, "wide", {"--bits", "4", "--zero-points", "half"});
+  EXPECT_EQ(json::parse(files_of(wide).at("config.json")).at("quantization_config").at("quant_method"),
+            "gptq");
+}
+
 TEST(ExportCommand, BiasesWithTheirCompensationAreCopied) {
   const TempFolder folder;
   const std::string own = quantized(folder, "own", {"--bits", "3"});

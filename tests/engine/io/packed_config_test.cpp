@@ -124,9 +124,10 @@ TEST(PackedConfig, RejectsWhatItCannotRead) {
       {own, "/version", nullptr, "'version': expected an integer"},
       {own, "/encodings", "residual_binary", "'encodings': expected an array"},
       {own, "/encodings", json::array({"residual_binary", "ternary"}),
-       "'encodings': expected \"sparse_outliers\" or \"residual_binary\", got \"ternary\""},
+       "'encodings': expected \"half_zero_points\", \"sparse_outliers\" or \"residual_binary\", got "
+       "\"ternary\""},
       {own, "/encodings", json::array({7}),
-       "'encodings': expected \"sparse_outliers\" or \"residual_binary\", got 7"},
+       "'encodings': expected \"half_zero_points\", \"sparse_outliers\" or \"residual_binary\", got 7"},
       {own, "/bits", 9, "'bits': expected an integer"},
       {own, "/group_size", 0, "'group_size': expected -1 or at least 1"},
       {own, "/sym", "no", "'sym': expected true or false"},

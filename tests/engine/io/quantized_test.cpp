@@ -17,11 +17,18 @@ ResidualBinaryMatrix binary(int64_t out = 20, int64_t in = 72, int64_t block_siz
   return test::random_binary(random, out, in, block_size);
 }
 
+AffineMatrix half_zeros(int bits, int64_t out = 20, int64_t in = 64, int64_t group_size = 16) {
+  AffineMatrix matrix = random_matrix(bits, out, in, group_size, false);
+  matrix.half_zeros = true;
+  return matrix;
+}
+
 TEST(Quantized, MatricesComeBackAsWritten) {
   std::vector<QuantizedMatrix> matrices;
   for (const auto& [out, in, group] :
        {std::tuple(1, 1, 1), {64, 192, 16}, {40, 36, 9}, {7, 10, 10}, {33, 768, 128}}) {
     matrices.push_back(binary(out, in, group == 10 ? 65536 : group));
+    for (int bits : {2, 3, 4}) matrices.push_back(half_zeros(bits, out, in, group));
     for (int bits : {2, 3, 4, 8})
       for (int stat_bits = 1; stat_bits <= 8; ++stat_bits)
         matrices.push_back(outliers(out, in, group, bits, stat_bits));
@@ -39,7 +46,7 @@ TEST(Quantized, MatricesComeBackAsWritten) {
   const PackedConfig config{.layout = PackedLayout::ballast,
                             .bits = 3,
                             .group_size = -1,
-                            .encodings = {kSparseOutliers, kResidualBinary}};
+                            .encodings = {kHalfZeros, kSparseOutliers, kResidualBinary}};
   writer.finish({{"quantization_config", packed_config_json(config)}});
   const Checkpoint checkpoint = Checkpoint::open(folder / "a");
   for (size_t i = 0; i < matrices.size(); ++i)
@@ -70,6 +77,8 @@ TEST(Quantized, FilesAreAsSmallAsBitsPerWeightSays) {
   for (int bits : {2, 3, 4}) {
     const SparseOutlierMatrix matrix = outliers(64, 192, 16, bits);
     EXPECT_DOUBLE_EQ(bits_in_file(Module(matrix), "weight_grid"), matrix.bits_per_weight());
+    const AffineMatrix halves = half_zeros(bits, 64, 192, 16);
+    EXPECT_DOUBLE_EQ(bits_in_file(Module(halves), "weight_affine_grid"), halves.bits_per_weight());
   }
   const ResidualBinaryMatrix matrix = binary(64, 192, 128);
   EXPECT_DOUBLE_EQ(bits_in_file(Module(matrix), "weight_block_size"), matrix.bits_per_weight());

@@ -78,14 +78,14 @@ void write_model(const std::filesystem::path& folder, int bits) {
       out.copy(source, tensor);
       continue;
     }
-    write_packed(out, tensor.name.substr(0, tensor.name.rfind('.')),
-                 test::random_affine(random, bits, tensor.shape[0], tensor.shape[1], 128),
-                 PackedLayout::gptq_v2);
+    write_quantized(out, tensor.name.substr(0, tensor.name.rfind('.')),
+                    test::random_affine(random, bits, tensor.shape[0], tensor.shape[1], 128),
+                    PackedLayout::gptq_v2, false);
   }
   nlohmann::json config = source.config();
   if (bits != 16)
-    config["quantization_config"] =
-        packed_config_json({.layout = PackedLayout::gptq_v2, .bits = bits, .group_size = 128});
+    config["quantization_config"] = packed_config_json(
+        {.layout = PackedLayout::ballast, .bits = bits, .group_size = 128, .encodings = {kHalfZeros}});
   out.finish(config);
 }
 

@@ -119,7 +119,9 @@ class SimtQuantize : public testing::TestWithParam<const char*> {
       EXPECT_NEAR(there.zero_inputs, here.zero_inputs, 1e-3);
       ASSERT_EQ(cuda[i].bias.size(), cpu[i].bias.size());
       const std::vector<float> nothing(cpu[i].bias.size());
-      EXPECT_LE(distance(cuda[i].bias, cpu[i].bias), (bias_slack + share) * distance(cpu[i].bias, nothing));
+      // A share of rows that are others altogether makes a distance of its root.
+      EXPECT_LE(distance(cuda[i].bias, cpu[i].bias),
+                (bias_slack + std::sqrt(share)) * distance(cpu[i].bias, nothing));
       same = rows == 0;
     }
     EXPECT_NEAR(there_mean, here_mean, same ? 1e-3 * here_mean : 0.25 * here_mean);

@@ -242,7 +242,7 @@ TEST(SimtRoundColumns, GivesTheBitsOfTheCpu) {
               .run(RoundColumns{.w = test::view_of(errors[on], {rows, width}),
                                 .u = test::view_of(u, {width, width}),
                                 .scales = test::view_of(scales, {3, rows}),
-                                .zero_points = test::view_of(zeros, {3, rows}),
+                                .zeros = test::view_of(zeros, {3, rows}),
                                 .groups = test::view_of(groups),
                                 .codes = OutputView(codes[on].data(), DType::u8, {rows, width}),
                                 .max_code = (1 << bits) - 1});

@@ -37,8 +37,7 @@ inline SumBound fragments_bound(const AffineMatrix& matrix, double rounding) {
       const double scale = matrix.scale(row, group);
       of_x += std::abs(double(w[k])) * (rounding * std::abs(double(x[k])) + 0x1p-25);
       sizes += scale * std::abs(double(x[k])) *
-               (matrix.codes[size_t(row * in_features + k)] + offset +
-                matrix.zero_points[size_t(row * matrix.groups() + group)]);
+               (matrix.codes[size_t(row * in_features + k)] + offset + double(matrix.zero(row, group)));
     }
     const double chunks = double(in_features) / double(std::min<int64_t>(matrix.group_size, 128));
     return of_x + (4 * 8 + 2 * chunks + 8) * kRound32 * (sizes + of_x);
