@@ -27,15 +27,16 @@ struct GradientKinds {
 struct ExtendedMoment {
   int64_t features = 0;
   std::vector<double>
-      sum;            ///< [features + 1, features + 1], symmetric; the last row belongs to the constant 1
-  int64_t count = 0;  ///< what it is the sum over: samples (output-adaptive) or tokens (guided)
+      sum;             ///< [features + 1, features + 1], symmetric; the last row belongs to the constant 1
+  int64_t count = 0;   ///< what it is the sum over: samples (output-adaptive) or tokens (guided)
   Sums<double> there;  ///< where `sum` grows
 
   /// The input whose output error a bias takes out best: the shift of bias r is (W − Q)[r] · mean(). Plays the
-  /// part of E[x]. Zeros where the loss did not depend on the bias.
+  /// part of E[x]. Zeros where the loss does not depend on the bias but for rounding.
   std::vector<double> mean() const;
   /// sum / count, or what is left of it when the bias is free (Schur complement) when centred. A form that is
-  /// zero everywhere (outputs without influence on the loss) becomes the identity: plain rounding.
+  /// zero everywhere but for rounding (outputs without influence on the loss, or a bias that does it all) becomes the
+  /// identity: plain rounding.
   Curvature curvature(bool centred) const;
 };
 

@@ -51,18 +51,21 @@ FORMS = {
     "OAC (BiLLM)": ["--method", "billm", "--curvature", "output-adaptive", *BARE],
     "OAC (BiLLM), damping 0.1": ["--method", "billm", "--curvature", "output-adaptive", "--damping", "0.1", *BARE],
     "guided (BiLLM)": ["--method", "billm", "--curvature", "guided", *BARE],
+    "GPTQ, half zero points": ["--method", "gptq", "--zero-points", "half", *BARE],
     "fast": ["--recipe", "fast"],
+    "balanced, whole zero points": ["--recipe", "balanced", "--zero-points", "whole"],
     "balanced (default)": ["--recipe", "balanced"],
     "best": ["--recipe", "best"],
 }
 RECIPES = ["fast", "balanced (default)", "best"]
 COMMON = ["RTN", "RTN + channel", "GPTQ", "GPTQ + channel", "GPTQ + joint + drift", "COMQ", "COMQ + joint + drift", *RECIPES]
+ZEROS = ["GPTQ, half zero points", "balanced, whole zero points"]
 SPQR = ["SpQR", "SpQR + joint + drift"]
 OAC = {method: [form for form in FORMS if form.startswith((f"OAC ({method})", f"guided ({method})"))] for method in ("GPTQ", "SpQR", "BiLLM")}
 # Title, flags, forms; calibrated on the first half of C4 unless the title says otherwise.
 TABLES = [
-    ("3 bits, one group per row", ["--bits", "3"], COMMON + ["GPTQ + position", "GPTQ + 16 sweeps"]),
-    ("2 bits, groups of 64", ["--bits", "2", "--group-size", "64"], COMMON + ["GPTQ + 16 sweeps", "GPTAQ", "GPTAQ, 0.25"] + OAC["GPTQ"]),
+    ("3 bits, one group per row", ["--bits", "3"], COMMON + ZEROS + ["GPTQ + position", "GPTQ + 16 sweeps"]),
+    ("2 bits, groups of 64", ["--bits", "2", "--group-size", "64"], COMMON + ZEROS + ["GPTQ + 16 sweeps", "GPTAQ", "GPTAQ, 0.25"] + OAC["GPTQ"]),
     ("4 bits, one group per row", ["--bits", "4"], COMMON),
     ("SpQR, 2 bits in groups of 16", ["--bits", "2"], SPQR),
     ("SpQR, 2 bits in groups of 16, few outliers", ["--bits", "2", "--outlier-threshold", "5"], SPQR + OAC["SpQR"]),
@@ -82,6 +85,8 @@ IMAGE_FORMS = {
     "RTN": ["--method", "rtn", *BARE],
     "GPTQ": ["--method", "gptq", *BARE],
     "GPTQ + joint + drift": ["--method", "gptq", *JOINT],
+    "GPTQ, half zero points": ["--method", "gptq", "--zero-points", "half", *BARE],
+    "balanced, whole zero points": ["--recipe", "balanced", "--zero-points", "whole"],
     "PTQ4ViT": ["--method", "rtn", *PLAIN_SITES, *BARE],
     "PTQ4ViT + channel": ["--method", "rtn", *PLAIN_SITES, *CHANNEL],
     "PTQ4ViT + channel, class token apart": ["--method", "rtn", *PLAIN_SITES, "--compensate", "token", "--no-correct-drift"],
@@ -92,13 +97,18 @@ WEIGHT_ONLY = ["RTN", "GPTQ", "GPTQ + joint + drift", "balanced (default)", "bes
 ACTIVATIONS = ["PTQ4ViT", "PTQ4ViT + channel", "PTQ4ViT + channel, class token apart", "balanced (default)", "best"]
 IMAGE_TABLES = [
     ("Images: W4, one group per row", ["--bits", "4"], WEIGHT_ONLY),
-    ("Images: W3, one group per row", ["--bits", "3"], WEIGHT_ONLY),
-    ("Images: W2, groups of 64", ["--bits", "2", "--group-size", "64"], WEIGHT_ONLY),
+    ("Images: W3, one group per row", ["--bits", "3"], WEIGHT_ONLY + ZEROS),
+    ("Images: W2, groups of 64", ["--bits", "2", "--group-size", "64"], WEIGHT_ONLY + ZEROS),
     ("Images: W8A8", ["--bits", "8", "--activation-bits", "8"], ACTIVATIONS),
     ("Images: W6A6", ["--bits", "6", "--activation-bits", "6"], ACTIVATIONS),
     ("Images: W4A4", ["--bits", "4", "--activation-bits", "4"], ACTIVATIONS),
 ]
 IMAGE_COUNTS, IMAGE_SEEDS = (32, 100), (0, 1, 2)
+
+
+def image_seeds(form, count):
+    """One where nothing is drawn: all images, without views."""
+    return IMAGE_SEEDS[:1] if count == IMAGE_COUNTS[-1] and "--recipe" not in IMAGE_FORMS[form] else IMAGE_SEEDS
 
 
 def halves(path):
@@ -152,7 +162,7 @@ class Measurement:
 
     def image_row(self, flags, form, count):
         folder, runs = self.scratch / "model", []
-        for seed in IMAGE_SEEDS:
+        for seed in image_seeds(form, count):
             report = self.run("quantize", "-m", self.shared / IMAGE_MODEL, "-o", folder, *flags, *IMAGE_FORMS[form], "--calibration",
                               self.shared / "imagenet-train-sample-100/labels.txt", "--samples", count, "--seed", seed, "--force")
             runs.append({"seed": seed, "seconds": report["seconds"], "bytes": report["output_bytes"], **self.evaluate(folder)})
@@ -162,7 +172,8 @@ class Measurement:
 def image_line(form, count, row):
     def spread(what, digits):
         values = [run[what] for run in row["runs"]]
-        return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+        mean = f"{statistics.mean(values):.{digits}f}"
+        return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
     return (f"| {form} | {count} | {row['bits_per_weight']:.2f} | {spread('top1', 2)} | {spread('nll', 3)} | "
             f"{statistics.mean(run['bytes'] for run in row['runs']) / 2**20:.2f} |")
 
@@ -198,7 +209,7 @@ def document(results):
         return "\n".join(lines) + "\n"
     lines += ["", "# Image classifiers", "", "**Model:** DeiT-Tiny (Hugging Face `facebook/deit-tiny-patch16-224`). **Top-1** (%) and **NLL** (nats): mean ± "
               f"standard deviation over seeds {', '.join(map(str, IMAGE_SEEDS))}, 1300 labelled validation images; the seed chooses the calibration "
-              "images out of 100 training images, and their views (with all 100, the views alone). One top-1 has a standard error of 1.1 to 1.3 points. The recipes' constants were "
+              "images out of 100 training images, and their views; with all 100 images the forms without views have nothing to draw and are one run. One top-1 has a standard error of 1.1 to 1.3 points. The recipes' constants were "
               "chosen on these validation images with seed 0. **MiB**: tensors of the whole checkpoint.", "",
               f"Float: top-1 {results['float_images']['top1']:.2f} %, NLL {results['float_images']['nll']:.3f}."]
     for title, flags, forms in IMAGE_TABLES:

@@ -209,6 +209,20 @@ TEST(GradientStatistics, TheFirstBlockMayBeStoodInFor) {
   EXPECT_NE(gather_gradients(request).loss, original.loss);
 }
 
+// What is left of their gradient is rounding, and no direction for centring.
+TEST(GradientStatistics, KeysHaveNoBiasToTakeOut) {
+  Tiny tiny("plain", 0);
+  GradientRequest request = tiny.request(0, {.output_adaptive = true});
+  request.observed = tiny.model->facts().layers;
+  const GradientStatistics gathered = gather_gradients(request);
+  ASSERT_FALSE(gathered.layers.empty());
+  for (const LayerGradients& layer : gathered.layers) {
+    const std::vector<double> mean = layer.output_adaptive.mean();
+    const bool zeros = std::all_of(mean.begin(), mean.end(), [](double value) { return value == 0; });
+    EXPECT_EQ(zeros, layer.name.ends_with("k_proj")) << layer.name;
+  }
+}
+
 TEST(GradientStatistics, HeadAlone) {
   Tiny tiny("plain", 3);
   GradientRequest request = tiny.request(tiny.model->facts().layers, {.guided_groups = 1});
@@ -281,6 +295,18 @@ TEST(ExtendedMoment, AFormOfZerosIsPlainRounding) {
   EXPECT_EQ(moment.mean(), (std::vector<double>{0, 0}));
   EXPECT_EQ(moment.curvature(true).h, (std::vector<double>{1, 0, 0, 1}));
   EXPECT_EQ(moment.curvature(true).dead, (std::vector<uint8_t>{0, 0}));
+}
+
+// One token's input, scaled by its weights: the bias makes up for whatever rounding does to it.
+TEST(ExtendedMoment, OneInputAloneIsPlainRoundingOnceCentred) {
+  const int64_t features = 3, width = features + 1;
+  const double x[] = {0.3, -1.7, 0.9, 1};
+  ExtendedMoment moment{features, std::vector<double>(size_t(width * width)), 4};
+  for (int64_t i = 0; i < width; ++i)
+    for (int64_t j = 0; j < width; ++j)
+      moment.sum[size_t(i * width + j)] = double(float(7e-5 * x[i] * x[j])) * (1 + 1e-8 * double(i + j));
+  EXPECT_EQ(moment.curvature(true).h, (std::vector<double>{1, 0, 0, 0, 1, 0, 0, 0, 1}));
+  EXPECT_NE(moment.curvature(false).h[1], 0);
 }
 
 }  // namespace
