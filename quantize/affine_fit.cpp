@@ -16,14 +16,14 @@ constexpr float kLargestScale = 65504.0f;
 // Whole ones can be in the middle of the codes only for a code more to one side.
 int zero_point_for(float low, float scale, const GridOptions& options) {
   const int middle = 1 << (options.bits - 1), max_code = 2 * middle - 1;
-  if (options.symmetric) return options.half_zeros ? middle - 1 : middle;
+  if (options.symmetric) return options.half_zeros() ? middle - 1 : middle;
   const float steps = -low / scale;
-  return std::clamp(int(std::nearbyint(options.half_zeros ? 2 * steps - float(middle) : steps)), 0, max_code);
+  return std::clamp(int(std::nearbyint(options.half_zeros() ? 2 * steps - float(middle) : steps)), 0, max_code);
 }
 
 Grid grid_of(float scale, float low, const GridOptions& options) {
   const int zero_point = zero_point_for(low, scale, options);
-  return {scale, zero_point, 0.5f * float(twice_zero(zero_point, options.bits, options.half_zeros)),
+  return {scale, zero_point, 0.5f * float(twice_zero(zero_point, options.bits, options.half_zeros())),
           (1 << options.bits) - 1};
 }
 

@@ -45,12 +45,12 @@ void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
                correct_drift] = recipe;
   const auto& [sweeps, greedy_order, anneal, refit_scales, unbiased_scales, per_layer, outlier_threshold,
                stat_bits, block_size] = options;
-  const auto& [bits, group_size, symmetric, half_zeros, clip_search, range_shrink] = grid;
+  const auto& [bits, group_size, symmetric, half_zero_bits, clip_search, range_shrink] = grid;
   fingerprint["--method"] = method;
   fingerprint["--bits"] = text_of(int64_t(bits));
   fingerprint["--group-size"] = text_of(group_size);
   fingerprint["--symmetric"] = text_of(symmetric);
-  fingerprint["--zero-points"] = half_zeros ? "half" : "whole";
+  fingerprint["--zero-points"] = half_zero_bits == 0 ? "whole" : str("half up to ", half_zero_bits, " bits");
   fingerprint["--clip-search"] = text_of(clip_search);
   fingerprint["--range-shrink"] = text_of(range_shrink);
   fingerprint["--override and --skip"] = text_of(overrides);

@@ -93,7 +93,7 @@ void check_options(const Method& method, const Recipe& recipe) {
   if (!method.has_uniform_grid) {
     const char* why = "it finds its own levels";
     refuse(recipe.grid.symmetric, method, "--symmetric", why);
-    refuse(recipe.grid.half_zeros, method, "--zero-points half", why);
+    refuse(recipe.grid.half_zero_bits > 0, method, "--zero-points half", why);
     refuse(recipe.grid.clip_search, method, "--clip-search", why);
     refuse(recipe.grid.range_shrink != 1, method, "--range-shrink", why);
   }

@@ -90,7 +90,7 @@ AffineMatrix empty_matrix(const LayerProblem& problem) {
                       .out_features = problem.out_features,
                       .in_features = problem.in_features,
                       .group_size = problem.grid.group_size};
-  matrix.half_zeros = problem.grid.half_zeros;
+  matrix.half_zeros = problem.grid.half_zeros();
   CHECK(matrix.group_size > 0 && matrix.in_features % matrix.group_size == 0);
   matrix.codes.resize(size_t(matrix.out_features * matrix.in_features));
   matrix.scales.resize(size_t(matrix.out_features * matrix.groups()));

@@ -1,7 +1,7 @@
 // Recipes: choices that go together, by how much time they may take. Each holds what measured best at each width, on the
 // bundled model for text and on DeiT-Tiny for images (RESULTS.md has the figures).
 //
-//   fast      GPTQ on centred inputs, biases compensated, ranges shrunk, half zero points at 2 and 3 bits
+//   fast      GPTQ on centred inputs, biases compensated, ranges shrunk, half zero points at 2 bits
 //   balanced  also a float stream beside the quantized one: targets and biases make up for drift; columns by power; then
 //             sweeps over codes, zeros and scales
 //   best      then scales and biases of the whole model tuned towards the float model
@@ -28,6 +28,8 @@ struct NamedRecipe {
   int tune_epochs = 0;
   double tune_hidden = 0;
   int sweeps = -1;  ///< -1: the method's own
+  /// GridOptions' own. At 3 bits they measured hardly better, and published layouts hold whole ones.
+  int half_zero_bits = 2;
   int64_t class_weight = 1, views = 1;
 };
 

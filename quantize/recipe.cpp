@@ -24,7 +24,6 @@ GridOptions resolved(GridOptions grid, const std::string& module, int64_t in_fea
   if (grid.bits != 0 && in_features % grid.group_size != 0)
     throw Error(
         str("--group-size ", grid.group_size, " does not divide the ", in_features, " inputs of ", module));
-  if (grid.bits > kMostHalfZeroBits) grid.half_zeros = false;
   if (grid.range_shrink == 0)
     grid.range_shrink = standard_range_shrink(grid.bits, grid.group_size == in_features);
   return grid;

@@ -34,16 +34,16 @@ CurvatureKind curvature_named(const std::string& name);
 
 /// The uniform grid of one group: how scale and zero point are found.
 struct GridOptions {
-  int bits = 4;              ///< 2, 3, 4, 6 or 8; 1 for billm; codes of 6 bits are kept in 8
-  int64_t group_size = 0;    ///< columns that share a scale; 0: the whole row
-  bool symmetric = false;    ///< zero point in the middle of the codes
-  bool half_zeros = false;   ///< half zero points (encodings/affine.h) up to kMostHalfZeroBits
+  int bits = 4;            ///< 2, 3, 4, 6 or 8; 1 for billm; codes of 6 bits are kept in 8
+  int64_t group_size = 0;  ///< columns that share a scale; 0: the whole row
+  bool symmetric = false;  ///< zero point in the middle of the codes
+  int half_zero_bits =
+      0;  ///< codes of up to so many bits have half zero points (encodings/affine.h); at most 4
   bool clip_search = false;  ///< shrink the range to what rounds best, Σ|error|^2.4 over up to 80 % shrinkage
   double range_shrink = 1;  ///< β: the range is multiplied by this first; (0, 1], or 0: standard_range_shrink
-};
 
-/// Wider codes gain little from half zero points, and whole ones are what other programs read.
-inline constexpr int kMostHalfZeroBits = 3;
+  bool half_zeros() const { return bits <= half_zero_bits; }
+};
 
 /// Bits that a code takes in memory and in files.
 constexpr int stored_code_bits(int bits) {

@@ -35,7 +35,7 @@ nlohmann::json QuantizeReport::json() const {
           {"target_bits", recipe.target_bits},
           {"group_size", recipe.grid.group_size},
           {"symmetric", recipe.grid.symmetric},
-          {"zero_points", recipe.grid.half_zeros ? "half" : "whole"},
+          {"zero_points", recipe.grid.half_zeros() ? "half" : "whole"},
           {"compensation", name_of(recipe.compensation)},
           {"correct_drift", recipe.correct_drift},
           {"damping", recipe.damping},

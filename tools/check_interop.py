@@ -23,6 +23,8 @@ WIDTHS = [
     ("W4 g64", ["--bits", "4", "--group-size", "64"]),
     ("W3 g128", ["--bits", "3", "--group-size", "128"]),
     ("W2 g64", ["--bits", "2", "--group-size", "64"]),
+    ("W3 g128, whole zero points", ["--bits", "3", "--group-size", "128", "--zero-points", "whole"]),
+    ("W2 g64, whole zero points", ["--bits", "2", "--group-size", "64", "--zero-points", "whole"]),
 ]
 # How transformers is told to read a layout: None is its own choice.
 GPTQ_READINGS = {"own choice": None, "gptq_torch": {"backend": "gptq_torch"}}

@@ -67,6 +67,18 @@ def decode_pack_quantized(tensors, name):
     return affine(scales[:, group_of], zeros, unpack(words, bits, columns), group_of)
 
 
+def decode_half_zeros(tensors, name):
+    """engine/io/quantized.h: scale (code - zero), zero = (stored + 2^(bits-1)) / 2."""
+    part = lambda key: tensors[f"{name}.weight{key}"].numpy()
+    bits, group_size = (int(n) for n in part("_affine_grid"))
+    scales = part("_scale").astype(np.float64)
+    out, groups = scales.shape
+    columns = groups * group_size
+    stored = unpack(part("_half_zeros").reshape(1, -1), bits, out * groups).reshape(out, groups)
+    group_of = np.arange(columns) // group_size
+    return affine(scales[:, group_of], (stored + 2 ** (bits - 1)) / 2, unpack(part(""), bits, columns), group_of)
+
+
 def decode_sparse_outliers(tensors, name):
     """engine/io/quantized.h: value = outlier, or scale (code - zero) with both statistics low + step * code in float32."""
     part = lambda key: tensors[f"{name}.weight{key}"].numpy()
@@ -111,6 +123,8 @@ def decode_all(folder):
             state[name + ".weight"] = torch.from_numpy(decode_gptq(tensors, name, is_v1))
         elif part == "weight_packed":
             state[name + ".weight"] = torch.from_numpy(decode_pack_quantized(tensors, name))
+        elif part == "weight" and name + ".weight_half_zeros" in tensors:
+            state[key] = torch.from_numpy(decode_half_zeros(tensors, name))
         elif part == "weight" and name + ".weight_grid" in tensors:
             state[key] = torch.from_numpy(decode_sparse_outliers(tensors, name))
         elif part == "weight" and name + ".weight_block_size" in tensors:

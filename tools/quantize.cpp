@@ -41,6 +41,8 @@ struct QuantizeOptions {
   bool force = false, resume = false, dry_run = false, json = false;
 };
 
+constexpr int kMostHalfZeroBits = 4;  // of AffineMatrix
+
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -94,7 +96,7 @@ void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recip
     throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq",
                             options.name, recipe.method));
   if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
-  if (!given({"--zero-points", "--symmetric"})) recipe.grid.half_zeros = true;
+  if (!given({"--zero-points", "--symmetric"})) recipe.grid.half_zero_bits = named.half_zero_bits;
   if (!given({"--damping"})) recipe.damping = named.damping;
   if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
   if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
@@ -120,7 +122,7 @@ Recipe finished_recipe(const QuantizeOptions& options, bool images) {
   recipe.options.per_layer = options.scale_scope == "layer";
   if (options.zero_points != "whole" && options.zero_points != "half")
     throw Error(fmt::format("--zero-points is \"{}\", expected whole or half", options.zero_points));
-  recipe.grid.half_zeros = options.zero_points == "half";
+  recipe.grid.half_zero_bits = options.zero_points == "half" ? kMostHalfZeroBits : 0;
   // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
   // earlier layers do.
   const bool feedback = method_named(recipe.method).uses_curvature;
@@ -488,15 +490,16 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--group-size", recipe.grid.group_size, "N",
          "Columns that share a scale; 0: the whole row. Default: 0; 16 with spqr");
   app->add_flag("--symmetric", recipe.grid.symmetric, "Zero point in the middle of the codes");
-  option("--zero-points", options->zero_points, "NAME",
-         "whole, or half: also halfway between two codes at 2 and 3 bits, more accurate and as long; other "
-         "programs "
-         "read only what export makes of it. Default: half with a recipe");
+  option(
+      "--zero-points", options->zero_points, "NAME",
+      "whole, or half: also halfway between two codes (2, 3 and 4 bits), as long and more accurate, most of "
+      "all at 2 "
+      "bits; other programs read what export makes of it. Default: with a recipe half at 2 bits, else whole");
   options->given = [app](const char* flag) { return app->count(flag) > 0; };
   option("--recipe", options->name, "NAME",
          "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, "
          "ranges shrunk. "
-         "balanced: also targets and biases that make up for drift, about twice the time. best: then scales "
+         "balanced: also targets and biases that make up for drift, about three times as long. best: then scales "
          "and biases "
          "tuned towards the float model (not with --activation-bits) and more views of images, about ten "
          "times. Default: balanced, "

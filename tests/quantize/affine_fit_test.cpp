@@ -97,7 +97,7 @@ TEST(AffineFit, RefusesWhatCannotBeStored) {
 }
 
 TEST(AffineFit, HalfZeroPointsPutEvenlySpreadWeightsOnTheirLevels) {
-  const GridOptions half{.bits = 2, .half_zeros = true};
+  const GridOptions half{.bits = 2, .half_zero_bits = 4};
   const std::vector<float> weights = {-1.5f, -0.5f, 0.5f, 1.5f};
   const Grid grid = fit_grid(weights, half);
   EXPECT_EQ(grid.zero, 1.5f);
@@ -106,7 +106,7 @@ TEST(AffineFit, HalfZeroPointsPutEvenlySpreadWeightsOnTheirLevels) {
   EXPECT_GT(squared_error(fit_grid(weights, {.bits = 2}), weights), 0.5);
   EXPECT_EQ(fit_zero_point(weights, 1, half).zero, 1.5f);
   for (const int bits : {2, 3, 4})  // the middle of the codes
-    EXPECT_EQ(fit_grid(weights, {.bits = bits, .symmetric = true, .half_zeros = true}).zero,
+    EXPECT_EQ(fit_grid(weights, {.bits = bits, .symmetric = true, .half_zero_bits = 4}).zero,
               0.5f * float((1 << bits) - 1));
 }
 

@@ -249,7 +249,7 @@ TEST(CoordinateDescent, HalfZeroPointsRoundNormalWeightsBetter) {
   Start start;
   const auto error = [&](bool half) {
     LayerProblem problem = start.layer.problem(2, 64, &start.input);
-    problem.grid.half_zeros = half;
+    problem.grid.half_zero_bits = half ? 2 : 0;
     AffineMatrix matrix = affine(solve_gptq(*start.layer.backend, problem));
     EXPECT_EQ(matrix.half_zeros, half);
     return start.descend(matrix, {.sweeps = 4}).after;
