@@ -109,6 +109,9 @@ void Exporter::check() const {
           options_.model, name, options_.layout));
   for (const StoredTensor& tensor : source_.tensors()) {
     const auto [module, part] = split(tensor.name);
+    if (part == "weight" && tensor.dtype == "I32" && !modules_.contains(module))
+      throw Error(fmt::format("{}: {} holds codes, but {}.weight_half_zeros is missing", options_.model,
+                              shown(tensor.name, 200), shown(module, 200)));
     if (is_site_tensor(tensor.name))
       throw Error(
           fmt::format("{}: rounds activations at {}, for which {} has no place; quantize without "
@@ -173,7 +176,8 @@ std::vector<std::string> Exporter::float_linears() const {
     names.push_back("lm_head");
   for (const StoredTensor& tensor : source_.tensors()) {
     const auto [module, part] = split(tensor.name);
-    if (part == "weight" && tensor.shape.size() == 2 && module.find("embed") == std::string::npos)
+    if (part == "weight" && tensor.shape.size() == 2 && module.find("embed") == std::string::npos &&
+        !modules_.contains(module))
       names.push_back(module);
   }
   std::sort(names.begin(), names.end());

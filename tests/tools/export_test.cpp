@@ -93,6 +93,10 @@ TEST(ExportCommand, HalfZeroPointsBecomeWholeOnesOfTheSameWeights) {
       ASSERT_EQ(run.code, 0) << run.err;
       EXPECT_EQ(run.json().at("modules"), i == 1 ? 20 : 24);
       EXPECT_EQ(run.json().at("bits"), cases[i].bits);
+      // Readers must not take quantized modules for float ones.
+      const std::string config = files_of(other).at("config.json");
+      EXPECT_EQ(config.find("layers.0.fc1\""), std::string::npos);
+      EXPECT_EQ(config.find("-:^model\\\\.decoder\\\\.layers\\\\.0\\\\.fc1"), std::string::npos);
       EXPECT_EQ(window_nll(own), window_nll(other)) << layout << i;
     }
   }
