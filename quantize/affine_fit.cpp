@@ -6,19 +6,18 @@
 #include "kernels/check.h"
 #include "kernels/dtype.h"
 #include "kernels/encodings/affine.h"
+#include "quantize/scale_range.h"
 
 namespace ballast {
 namespace {
-
-constexpr float kSmallestScale = 0x1p-14f;  // smallest normal binary16
-constexpr float kLargestScale = 65504.0f;
 
 // Whole ones can be in the middle of the codes only for a code more to one side.
 int zero_point_for(float low, float scale, const GridOptions& options) {
   const int middle = 1 << (options.bits - 1), max_code = 2 * middle - 1;
   if (options.symmetric) return options.half_zeros() ? middle - 1 : middle;
   const float steps = -low / scale;
-  return std::clamp(int(std::nearbyint(options.half_zeros() ? 2 * steps - float(middle) : steps)), 0, max_code);
+  return std::clamp(int(std::nearbyint(options.half_zeros() ? 2 * steps - float(middle) : steps)), 0,
+                    max_code);
 }
 
 Grid grid_of(float scale, float low, const GridOptions& options) {
@@ -46,7 +45,7 @@ Grid make_grid(float low, float high, const GridOptions& options) {
   const float step = (high - low) / float(max_code);
   if (!(step <= kLargestScale))
     throw Error(str("the range ", low, " … ", high, " needs a scale beyond binary16's ", kLargestScale));
-  return grid_of(std::max(f16_to_f32(f32_to_f16(step)), kSmallestScale), low, options);
+  return grid_of(std::max(f16_to_f32(f32_to_f16(step)), smallest_scale(options.half_zeros())), low, options);
 }
 
 // Σ |w − round(w)|^2.4, the released code's norm: between 2 and the maximum.

@@ -6,6 +6,7 @@
 
 #include "quantize/affine_fit.h"
 #include "quantize/descent.h"
+#include "quantize/scale_range.h"
 #include "quantize/scale_refit.h"
 
 namespace ballast {
@@ -47,7 +48,8 @@ std::vector<Descent::GridMove> Descent::neighbours(int64_t row, int64_t group) c
   for (int to = std::max(zero - reach, 0); to <= std::min(zero + reach, max_code()); ++to)
     for (const float factor : std::span(kFactors, scales ? 3 : 1)) {
       const float scale = f16_to_f32(f32_to_f16(scales_[at] * factor));
-      if (valid_scale(scale) && (to != zero || scale != scales_[at])) out.push_back({to, scale});
+      if (valid_scale(scale, matrix_.half_zeros) && (to != zero || scale != scales_[at]))
+        out.push_back({to, scale});
     }
   return out;
 }
@@ -151,7 +153,8 @@ bool Descent::refit() {
         const size_t at = size_t((first + r) * groups());
         std::copy_n(scales_.begin() + int64_t(at), groups(), scales.begin());
         if (!refit_scales(std::span(a).subspan(size_t(r * system), size_t(system)),
-                          std::span(b).subspan(size_t(r * groups()), size_t(groups())), scales))
+                          std::span(b).subspan(size_t(r * groups()), size_t(groups())), matrix_.half_zeros,
+                          scales))
           continue;
         for (int64_t g = 0; g < groups(); ++g)
           changed[size_t(first + r)] |= apply_scale(first + r, g, scales[size_t(g)]);
@@ -160,7 +163,7 @@ bool Descent::refit() {
   }
   if (options_.per_layer) {
     float scale = scales_.front();
-    if (refit_scales({&layer_a, 1}, {&layer_b, 1}, {&scale, 1}))
+    if (refit_scales({&layer_a, 1}, {&layer_b, 1}, matrix_.half_zeros, {&scale, 1}))
       for (int64_t row = 0; row < rows_; ++row)
         for (int64_t g = 0; g < groups(); ++g) changed[size_t(row)] |= apply_scale(row, g, scale);
   }

@@ -5,12 +5,11 @@
 
 #include "kernels/check.h"
 #include "kernels/dtype.h"
+#include "quantize/scale_range.h"
 
 namespace ballast {
 namespace {
 
-constexpr float kSmallestScale = 0x1p-14f;  // smallest normal binary16
-constexpr float kLargestScale = 65504.0f;
 // A and b are sums of f32 products, good to about this share of their terms: a smaller gain may be none.
 constexpr double kNoise = 0x1p-18;
 constexpr int kRoundingPasses = 4;
@@ -58,11 +57,7 @@ std::vector<double> joint_step(std::vector<double> a, std::span<const double> b)
 
 }  // namespace
 
-bool valid_scale(float scale) {
-  return scale >= kSmallestScale && scale <= kLargestScale;
-}
-
-bool refit_scales(std::span<double> a, std::span<const double> b, std::span<float> scales) {
+bool refit_scales(std::span<double> a, std::span<const double> b, bool half_zeros, std::span<float> scales) {
   const size_t n = b.size();
   CHECK(a.size() == n * n && scales.size() == n);
   for (size_t i = 0; i < n; ++i)
@@ -76,7 +71,7 @@ bool refit_scales(std::span<double> a, std::span<const double> b, std::span<floa
   bool all_valid = true;
   for (size_t i = 0; i < n; ++i) {
     moved[i] = f16_to_f32(f32_to_f16(float(double(scales[i]) + step[i])));
-    all_valid &= valid_scale(moved[i]);
+    all_valid &= valid_scale(moved[i], half_zeros);
     delta[i] = double(moved[i]) - double(scales[i]);
   }
   bool changed = all_valid && change(a, b, delta, product) < 0;
@@ -94,7 +89,7 @@ bool refit_scales(std::span<double> a, std::span<const double> b, std::span<floa
       const float candidate = f16_to_f32(f32_to_f16(float(double(moved[i]) + slope / curvature)));
       const double by = double(candidate) - double(moved[i]);
       const double gain = by * (2 * slope - by * curvature);
-      if (by == 0 || !valid_scale(candidate) || !(gain > kNoise * by * by * curvature)) continue;
+      if (by == 0 || !valid_scale(candidate, half_zeros) || !(gain > kNoise * by * by * curvature)) continue;
       for (size_t j = 0; j < n; ++j) product[j] += by * a[j * n + i];
       moved[i] = candidate;
       settled = false, changed = true;

@@ -10,12 +10,9 @@
 
 namespace ballast {
 
-/// Normal in binary16, positive and finite.
-bool valid_scale(float scale);
-
 /// Moves `scales` (binary16 values held in f32) where that lowers the quadratic; true when one moved.
-/// a: [n, n], the upper triangle holding A, is overwritten; b: [n]. Scales stay normal, positive and finite. A
-/// group with A_gg = 0 keeps its scale.
-bool refit_scales(std::span<double> a, std::span<const double> b, std::span<float> scales);
+/// a: [n, n], the upper triangle holding A, is overwritten; b: [n]. Scales stay valid
+/// (valid_scale). A group with A_gg = 0 keeps its own.
+bool refit_scales(std::span<double> a, std::span<const double> b, bool half_zeros, std::span<float> scales);
 
 }  // namespace ballast

@@ -9,6 +9,7 @@
 #include "engine/core/on_host.h"
 #include "engine/nn/backward.h"
 #include "quantize/calibration.h"
+#include "quantize/scale_range.h"
 
 namespace ballast {
 namespace {
@@ -127,7 +128,7 @@ class TunedLayer {
     }
     for (size_t i = 0; i < factors_.size(); ++i) {
       const float scale = f16_to_f32(matrix_.scales[i]) * std::max(factors_[i], 0.0f);
-      matrix_.scales[i] = f32_to_f16(std::clamp(scale, 0x1p-14f, 65504.0f));
+      matrix_.scales[i] = f32_to_f16(std::clamp(scale, smallest_scale(matrix_.half_zeros), kLargestScale));
     }
     for (size_t i = 0; i < bias_.size(); ++i) bias_[i] += shift_[i] * float(spread_);
     if (!record_.bias.empty()) record_.bias = bias_;

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "quantize/scale_range.h"
+
 namespace ballast {
 namespace {
 
-constexpr float kSmallestScale = 0x1p-14f;  // smallest normal binary16
-constexpr float kLargestScale = 65504.0f;
 constexpr double kLargestGain = 2;
 
 }  // namespace
@@ -47,8 +47,7 @@ void unbias(Backend& backend, std::span<const float> weight, const Curvature& cu
   for (int64_t row = 0; row < matrix.out_features; ++row) {
     const std::span scales(matrix.scales.data() + row * matrix.groups(), size_t(matrix.groups()));
     const auto normal = [&](uint16_t scale) {
-      const float moved = gains[size_t(row)] * f16_to_f32(scale);
-      return moved >= kSmallestScale && moved <= kLargestScale;
+      return valid_scale(gains[size_t(row)] * f16_to_f32(scale), matrix.half_zeros);
     };
     if (std::all_of(scales.begin(), scales.end(), normal))
       for (uint16_t& scale : scales) scale = f32_to_f16(gains[size_t(row)] * f16_to_f32(scale));

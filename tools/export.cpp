@@ -62,7 +62,7 @@ class Exporter {
     if (!config)
       throw Error(fmt::format("{}: is not quantized; `ballast quantize` makes of it what can be exported",
                               options.model));
-    config_ = *config;
+    config_ = stored_ = *config;
     for (const std::string& encoding : config_.encodings) {
       if (encoding == kHalfZeros) continue;
       throw Error(fmt::format("{}: holds weights in the encoding {}, which has no published layout",
@@ -86,10 +86,11 @@ class Exporter {
   const ExportOptions& options_;
   const Checkpoint& source_;
   PackedLayout layout_;
-  PackedConfig config_;
+  PackedConfig stored_, config_;  // of the source, of the output
   std::map<std::string, PackedModule> modules_;
   std::vector<PackedException> exceptions_;
   int64_t dropped_ = 0, rounded_ = 0;
+  double bits_ = 0, weights_ = 0;
 };
 
 /// Module and last part of a tensor's name.
@@ -105,13 +106,13 @@ void Exporter::check() const {
     if (name.ends_with("embed_tokens"))
       throw Error(fmt::format(
           "{}: {} is quantized, and no reader of {} expects a quantized embedding table; quantize without "
-          "--head-bits",
+          "--head-bits and --target-bits",
           options_.model, name, options_.layout));
   for (const StoredTensor& tensor : source_.tensors()) {
     const auto [module, part] = split(tensor.name);
     if (part == "weight" && tensor.dtype == "I32" && !modules_.contains(module))
-      throw Error(fmt::format("{}: {} holds codes, but {}.weight_half_zeros is missing", options_.model,
-                              shown(tensor.name, 200), shown(module, 200)));
+      throw Error(fmt::format("{}: {} holds codes, but {} is missing", options_.model,
+                              shown(tensor.name, 200), shown(module + ".weight_half_zeros", 200)));
     if (is_site_tensor(tensor.name))
       throw Error(
           fmt::format("{}: rounds activations at {}, for which {} has no place; quantize without "
@@ -153,11 +154,13 @@ void Exporter::check_holds(const std::string& name, const AffineMatrix& matrix) 
 }
 
 void Exporter::write_module(CheckpointWriter& writer, const PackedModule& module) {
-  const AffineMatrix matrix =
-      std::get<AffineMatrix>(read_quantized(source_, module.name, module.out_features, module.in_features))
-          .with_whole_zeros();
+  const AffineMatrix matrix = std::get<AffineMatrix>(read_quantized(source_, stored_, module.name,
+                                                                    module.out_features, module.in_features))
+                                  .with_whole_zeros();
   check_holds(module.name, matrix);
   write_packed(writer, module.name, matrix, layout_, config_.symmetric);
+  const double weights = double(matrix.out_features) * double(matrix.in_features);
+  weights_ += weights, bits_ += matrix.bits_per_weight() * weights;
   const bool per_row = matrix.group_size == matrix.in_features;
   const bool usual = matrix.bits == config_.bits &&
                      (config_.group_size == -1 ? per_row : matrix.group_size == config_.group_size);
@@ -192,6 +195,9 @@ json Exporter::quantization_config() const {
   if (const json* before = json_find(source_.config(), "quantization_config", options_.model))
     for (const char* key : kProvenance)
       if (const auto entry = before->find(key); entry != before->end()) object[key] = *entry;
+  // Codes may have become wider.
+  if (const auto meta = object.find("meta"); meta != object.end() && meta->contains("bits_per_weight"))
+    (*meta)["bits_per_weight"] = bits_ / weights_;
   return object;
 }
 

@@ -122,6 +122,10 @@ Recipe finished_recipe(const QuantizeOptions& options, bool images) {
   recipe.options.per_layer = options.scale_scope == "layer";
   if (options.zero_points != "whole" && options.zero_points != "half")
     throw Error(fmt::format("--zero-points is \"{}\", expected whole or half", options.zero_points));
+  if (options.zero_points == "half" && recipe.grid.bits > kMostHalfZeroBits)
+    throw Error(
+        fmt::format("--zero-points half makes no sense with --bits {}: it takes codes of at most {} bits",
+                    recipe.grid.bits, kMostHalfZeroBits));
   recipe.grid.half_zero_bits = options.zero_points == "half" ? kMostHalfZeroBits : 0;
   // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
   // earlier layers do.
@@ -499,7 +503,8 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("--recipe", options->name, "NAME",
          "Choices that go together; flags change parts. fast: gptq on centred inputs, biases compensated, "
          "ranges shrunk. "
-         "balanced: also targets and biases that make up for drift, about three times as long. best: then scales "
+         "balanced: also targets and biases that make up for drift, about three times as long. best: then "
+         "scales "
          "and biases "
          "tuned towards the float model (not with --activation-bits) and more views of images, about ten "
          "times. Default: balanced, "

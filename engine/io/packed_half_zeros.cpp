@@ -2,14 +2,18 @@
 
 namespace ballast {
 
+HalfZeroGrid read_half_zero_grid(const PackedSource& source) {
+  const std::vector<int32_t> grid = source.integers("weight_affine_grid", 2);
+  if (grid[0] != 2 && grid[0] != 3 && grid[0] != 4)
+    source.fail("weight_affine_grid", str("expected codes of 2, 3 or 4 bits, got ", grid[0]));
+  if (grid[1] < 1) source.fail("weight_affine_grid", str("expected a group size from 1, got ", grid[1]));
+  return {grid[0], grid[1]};
+}
+
 AffineMatrix read_half_zeros(const PackedSource& source) {
   source.check_encoding("weight_half_zeros", kHalfZeros);
-  const std::vector<int32_t> grid = source.integers("weight_affine_grid", 2);
-  const int bits = grid[0];
-  const int64_t group_size = grid[1];
-  if (bits != 2 && bits != 3 && bits != 4)
-    source.fail("weight_affine_grid", str("expected codes of 2, 3 or 4 bits, got ", bits));
-  if (group_size < 1 || source.in_features % group_size != 0)
+  const auto [bits, group_size] = read_half_zero_grid(source);
+  if (source.in_features % group_size != 0)
     source.fail("weight_affine_grid",
                 str("expected a group size that divides ", source.in_features, " inputs, got ", group_size));
   AffineMatrix matrix{.bits = bits,

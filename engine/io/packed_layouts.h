@@ -50,6 +50,12 @@ void write_gptq(CheckpointWriter& writer, const std::string& prefix, const Affin
 void write_pack_quantized(CheckpointWriter& writer, const std::string& prefix, const AffineMatrix& matrix,
                           bool symmetric);
 
+/// weight_affine_grid of a module with half zero points.
+struct HalfZeroGrid {
+  int bits;
+  int64_t group_size;
+};
+HalfZeroGrid read_half_zero_grid(const PackedSource& source);
 AffineMatrix read_half_zeros(const PackedSource& source);
 SparseOutlierMatrix read_sparse_outliers(const PackedSource& source);
 ResidualBinaryMatrix read_residual_binary(const PackedSource& source);

@@ -49,18 +49,15 @@ PackedModule pack_quantized_module(const Checkpoint& checkpoint, const std::stri
   return {module, checked(checkpoint, shape.name, features[0]), checked(checkpoint, shape.name, features[1])};
 }
 
-PackedModule half_zeros_module(const Checkpoint& checkpoint, const std::string& module) {
+PackedModule half_zeros_module(const Checkpoint& checkpoint, const PackedConfig& config,
+                               const std::string& module) {
   const StoredTensor& scales = checkpoint.require(module + ".weight_scale");
-  const StoredTensor& grid = checkpoint.require(module + ".weight_affine_grid");
   if (scales.shape.size() != 2)
     fail(checkpoint, scales.name, str("expected rank 2, got ", scales.shape.size()));
-  if (grid.dtype != "I32" || grid.shape != std::vector<int64_t>{2})
-    fail(checkpoint, grid.name, "expected two I32 numbers");
-  int32_t facts[2];
-  std::memcpy(facts, checkpoint.bytes(grid), sizeof facts);
-  const int64_t groups = checked(checkpoint, scales.name, scales.shape[1]);
-  return {module, checked(checkpoint, scales.name, scales.shape[0]),
-          checked(checkpoint, grid.name, groups * std::max(facts[1], 0))};
+  const int64_t rows = checked(checkpoint, scales.name, scales.shape[0]),
+                groups = checked(checkpoint, scales.name, scales.shape[1]);
+  const int64_t group_size = read_half_zero_grid({checkpoint, config, module, rows, 0}).group_size;
+  return {module, rows, checked(checkpoint, scales.name, groups * group_size)};
 }
 
 }  // namespace
@@ -72,7 +69,7 @@ std::vector<PackedModule> packed_modules(const Checkpoint& checkpoint, const Pac
     if (dot == std::string::npos) continue;
     const std::string module = tensor.name.substr(0, dot), part = tensor.name.substr(dot + 1);
     if (part == "qweight") modules.push_back(gptq_module(checkpoint, config, module, tensor));
-    if (part == "weight_half_zeros") modules.push_back(half_zeros_module(checkpoint, module));
+    if (part == "weight_half_zeros") modules.push_back(half_zeros_module(checkpoint, config, module));
     if (part == "weight_packed") modules.push_back(pack_quantized_module(checkpoint, module));
   }
   return modules;

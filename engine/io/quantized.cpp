@@ -65,13 +65,18 @@ bool has_quantized_weight(const Checkpoint& checkpoint, const std::string& prefi
 
 QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const std::string& prefix, int64_t out_features,
                                int64_t in_features) {
-  CHECK(out_features > 0 && in_features > 0, prefix);
   const auto config = packed_config(checkpoint);
   if (!config)
     throw Error(str((checkpoint.folder() / "config.json").string(),
                     ": expected quantization_config for the packed tensors of ", shown(prefix, 200),
                     ", got none"));
-  const PackedSource source{checkpoint, *config, prefix, out_features, in_features};
+  return read_quantized(checkpoint, *config, prefix, out_features, in_features);
+}
+
+QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const PackedConfig& config,
+                               const std::string& prefix, int64_t out_features, int64_t in_features) {
+  CHECK(out_features > 0 && in_features > 0, prefix);
+  const PackedSource source{checkpoint, config, prefix, out_features, in_features};
   const bool half_zeros = checkpoint.find(source.name(kHalfZeroMark)),
              outliers = checkpoint.find(source.name(kOutlierMark)),
              binary = checkpoint.find(source.name(kBinaryMark)),
@@ -84,7 +89,7 @@ QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const std::string& 
   if (half_zeros) return read_half_zeros(source);
   if (outliers) return read_sparse_outliers(source);
   if (binary) return read_residual_binary(source);
-  return read_packed(checkpoint, *config, prefix, out_features, in_features);
+  return read_packed(checkpoint, config, prefix, out_features, in_features);
 }
 
 PackedLayout write_quantized(CheckpointWriter& writer, const std::string& prefix,

@@ -52,6 +52,9 @@ bool has_quantized_weight(const Checkpoint& checkpoint, const std::string& prefi
 /// expected shape or quantization_config, or hold numbers out of range.
 QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const std::string& prefix, int64_t out_features,
                                int64_t in_features);
+/// The same with the configuration at hand, for many modules.
+QuantizedMatrix read_quantized(const Checkpoint& checkpoint, const PackedConfig& config,
+                               const std::string& prefix, int64_t out_features, int64_t in_features);
 
 /// Writes the tensors of `matrix` under `prefix` and returns the layout used: for an affine matrix with whole zero
 /// points `affine`, or pack_quantized where that cannot hold its shape; else ballast. For `symmetric` see write_packed.

@@ -25,6 +25,19 @@ double squared_error(const Grid& grid, const std::vector<float>& weights) {
   return sum;
 }
 
+// Exports store half of them, which has to be normal in binary16 as well.
+TEST(AffineFit, ScalesOfHalfZeroPointsCanBeHalved) {
+  for (const float width : {1e-7f, 1e-4f, 3e-4f, 1e-3f}) {
+    const std::vector<float> weights = {-width, 0.3f * width, width};
+    for (const int bits : {2, 3, 4}) {
+      const float scale = fit_grid(weights, {.bits = bits, .half_zero_bits = 4}).scale, half = scale / 2;
+      EXPECT_EQ(f16_to_f32(f32_to_f16(half)), half);
+      EXPECT_GE(half, 0x1p-14f) << bits << " " << width;
+    }
+    EXPECT_LE(fit_grid(weights, {.bits = 2}).scale, std::max(width, 0x1p-14f));
+  }
+}
+
 TEST(AffineFit, CodesCoverTheRangeAndZeroIsExact) {
   for (int bits : {2, 3, 4, 8}) {
     const auto weights = gaussian(300, uint64_t(bits));

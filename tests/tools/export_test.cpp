@@ -100,6 +100,9 @@ TEST(ExportCommand, HalfZeroPointsBecomeWholeOnesOfTheSameWeights) {
       EXPECT_FALSE(
           theirs.value("dynamic", json::object()).contains("-:^model\\.decoder\\.layers\\.0\\.fc1$"));
       EXPECT_EQ(window_nll(own), window_nll(other)) << layout << i;
+      const double before = config.at("meta").at("bits_per_weight"),
+                   after = theirs.at("meta").at("bits_per_weight");
+      EXPECT_GT(after, before + 0.9);
     }
   }
 }
@@ -169,6 +172,18 @@ Outcome export_module(const TempFolder& folder, const Module& module, const std:
     writer.add(name, tensor.dtype, tensor.shape, tensor.data.data());
   writer.finish(module.config);
   return exported((folder / "in").string(), folder / "out", layout, {"--force"});
+}
+
+TEST(ExportCommand, RefusesHalfZeroPointsWithoutTheZeros) {
+  const TempFolder folder;
+  AffineMatrix matrix = random_matrix(2, 32, 64, 16, false);
+  matrix.half_zeros = true;
+  Module module(matrix);
+  for (const auto& [name, tensor] : std::map(module.tensors)) module.tensors["n" + name.substr(1)] = tensor;
+  const Outcome whole = export_module(folder, module, "gptq_v2");
+  EXPECT_EQ(whole.code, 0) << whole.err;
+  module.tensors.erase("m.weight_half_zeros");
+  EXPECT_TRUE(refused(export_module(folder, module, "gptq_v2"), "m.weight_half_zeros\" is missing"));
 }
 
 TEST(ExportCommand, RefusesWhatALayoutCannotHold) {

@@ -68,7 +68,8 @@ TEST(QuantizeCommand, EveryMethodWritesAModelThatRuns) {
     ASSERT_EQ(run.code, 0) << run.err;
     EXPECT_GE(run.json().at("bits_per_weight"), method.least) << run.json().at("method");
     EXPECT_LE(run.json().at("bits_per_weight"), method.most) << run.json().at("method");
-    const Outcome text = ballast({"generate", "-m", (folder / "out").string(), "-p", "The", "-n", "4", "--json"});
+    const Outcome text =
+        ballast({"generate", "-m", (folder / "out").string(), "-p", "The", "-n", "4", "--json"});
     EXPECT_EQ(text.code, 0) << text.err;
   }
 }
@@ -123,6 +124,7 @@ TEST(QuantizeCommand, WrongArgumentsAreNamed) {
       {{"--bits", "4", "--damping", "nan"}, "--damping"},
       {{"--method", "gptq"}, "--bits is missing: expected 2, 3, 4, 6 or 8"},
       {{"--bits", "2", "--method", "billm"}, "--bits is 2, expected 1"},
+      {{"--bits", "8", "--zero-points", "half"}, "--zero-points half makes no sense with --bits 8"},
       {{"--bits", "4", "--method", "spqr", "--symmetric"}, "--symmetric makes no sense with --method spqr"},
       {{"--bits", "4", "--method", "gptq", "--no-anneal"}, "nothing sweeps; add --sweeps"},
       {{"--bits", "4", "--method", "comq", "--scale-scope", "row"}, "--scale-scope is \"row\""},

@@ -46,10 +46,11 @@ inline void expect_equal(const AffineMatrix& a, const AffineMatrix& b) {
 }
 
 inline json config_for(PackedLayout layout, const AffineMatrix& matrix, bool symmetric) {
-  const PackedConfig config{.layout = layout,
-                            .bits = matrix.bits,
-                            .group_size = matrix.group_size == matrix.in_features ? -1 : matrix.group_size,
-                            .symmetric = symmetric};
+  PackedConfig config{.layout = layout,
+                      .bits = matrix.bits,
+                      .group_size = matrix.group_size == matrix.in_features ? -1 : matrix.group_size,
+                      .symmetric = symmetric};
+  if (matrix.half_zeros) config.encodings = {kHalfZeros};
   return {{"quantization_config", packed_config_json(config)}};
 }
 
