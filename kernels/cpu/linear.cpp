@@ -58,7 +58,7 @@ void CpuBackend::run_parts(const LinearTask& task, int64_t parts,
   if (task.tokens * task.weight.in_features * task.out_features < kSerialWork) {
     run(0, 0, parts);
   } else {
-    pool_.parallel(parts, run);
+    pool_.share(parts, run);
   }
 }
 

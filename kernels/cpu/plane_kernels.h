@@ -22,6 +22,7 @@ namespace ballast::BALLAST_ISA {
 
 #if defined(BALLAST_AVX512)
 inline constexpr int kPlaneColumns = 12;
+inline constexpr int kMostPlaceSums = 8;  // more sums cost more than they save
 #else
 inline constexpr int kPlaneColumns = 6;
 #endif
@@ -70,6 +71,66 @@ static inline void prefetch_unit(const uint8_t* p) {
     __builtin_prefetch(p + at + kPrefetchBytes);
 }
 
+#if defined(BALLAST_AVX512)
+// Products of bytes do not saturate here, so codes need not be shifted down: each place in the byte has sums of its own,
+// and those are shifted.
+// body(i, place, step i times 2^kPlaces[place]) for the steps of one unit.
+template <int BITS>
+inline constexpr int kPlaces[4] = {0, 4, 0, 0};
+template <>
+inline constexpr int kPlaces<3>[4] = {0, 3, 4, 5};
+template <>
+inline constexpr int kPlaces<2>[4] = {0, 2, 4, 6};
+template <int BITS, class Body>
+static inline __attribute__((always_inline)) void each_step_in_place(const uint8_t* p, Body&& body) {
+  const V a = load_codes64(p);
+  if constexpr (BITS == 4) {
+    body(0, 0, mask(a, 0x0F));
+    body(1, 1, mask(a, 0xF0));
+  } else if constexpr (BITS == 2) {
+    body(0, 0, mask(a, 0x03));
+    body(1, 1, mask(a, 0x0C));
+    body(2, 2, mask(a, 0x30));
+    body(3, 3, mask(a, 0xC0));
+  } else {
+    const V b = load_codes64(p + 64), c = load_codes64(p + 128);
+    body(0, 0, mask(a, 0x07));
+    body(1, 1, mask(a, 0x38));
+    body(6, 2, mask(choose_bits(0x40, c, right<2>(a)), 0x70));
+    body(2, 0, mask(b, 0x07));
+    body(3, 1, mask(b, 0x38));
+    body(7, 3, mask(choose_bits(0x80, c, right<1>(b)), 0xE0));
+    body(4, 0, mask(c, 0x07));
+    body(5, 1, mask(c, 0x38));
+  }
+}
+
+// dot_packed for the whole units of a chunk.
+template <int BITS, int COLUMNS>
+static inline __attribute__((always_inline)) void dot_in_place(const uint8_t*& codes, int64_t units,
+                                                               const int32_t*& x, Sums (&sums)[COLUMNS]) {
+  constexpr int kCount = BITS == 4 ? 2 : 4;  // places
+  constexpr int kTurns = BITS == 4 && COLUMNS <= 3 ? 2 : 1;
+  constexpr int64_t kUnit = steps_per_unit(BITS);
+  Sums partial[kTurns * kCount * COLUMNS];
+  for (auto& sum : partial) sum = no_sums();
+  const auto unit = [&](int turn) __attribute__((always_inline)) {
+    prefetch_unit<BITS>(codes);
+    each_step_in_place<BITS>(
+        codes, [&](int i, int place, V step) __attribute__((always_inline)) {
+          for (int c = 0; c < COLUMNS; ++c)
+            dot_bytes(partial[(turn * kCount + place) * COLUMNS + c], step, x[i * COLUMNS + c]);
+        });
+    codes += kUnit * bytes_per_step(BITS);
+    x += kUnit * COLUMNS;
+  };
+  for (; units >= 2; units -= 2) unit(0), unit(kTurns - 1);
+  if (units > 0) unit(0);
+  for (int i = 0; i < kTurns * kCount * COLUMNS; ++i)
+    sums[i % COLUMNS] = plus(sums[i % COLUMNS], right_sums(partial[i], kPlaces<BITS>[i / COLUMNS % kCount]));
+}
+#endif
+
 // A word of activations against one step, in the sums of its plane.
 template <int BITS>
 using Partial = typename Choice<BITS == 8, Sums, Bytes>::type;
@@ -107,6 +168,12 @@ static inline __attribute__((always_inline)) void dot_packed(const uint8_t* code
   static_assert(kUnits * kUnit <= kFlushSteps<BITS> || BITS == 8);
   constexpr int kCount = kChains<COLUMNS>;
   int64_t units = steps / kUnit;
+#if defined(BALLAST_AVX512)
+  if constexpr (BITS != 8 && COLUMNS * (BITS == 4 ? 2 : 4) <= kMostPlaceSums) {
+    dot_in_place<BITS>(codes, units, x, sums);
+    units = 0;
+  }
+#endif
   while (units > 0) {
     Partial<BITS> partial[kCount * COLUMNS];
     for (auto& sum : partial) sum = no_partial<BITS>();

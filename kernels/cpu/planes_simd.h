@@ -32,7 +32,9 @@ template <int BITS>
 inline constexpr int64_t kFlushSteps = kMaxSteps;
 // Sums of each column that steps take turns in: five cycles pass before one can be added to again.
 template <int COLUMNS>
-inline constexpr int kChains = COLUMNS == 1 ? 4 : COLUMNS <= 3 ? 2 : 1;
+inline constexpr int kChains = COLUMNS == 1   ? 4
+                               : COLUMNS <= 3 ? 2
+                                              : 1;
 
 static inline V load_codes64(const uint8_t* p) {
   return {_mm512_loadu_si512(p)};
@@ -65,6 +67,10 @@ static inline V left(V a) {
 static inline V either(V a, V b) {
   return {_mm512_or_si512(a.v, b.v)};
 }
+// The bits of `a` where `bits` has ones, those of `b` elsewhere.
+static inline V choose_bits(int bits, V a, V b) {
+  return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(char(bits)), a.v, b.v, 0xCA)};
+}
 static inline Sums no_sums() {
   return {_mm512_setzero_si512()};
 }
@@ -79,6 +85,9 @@ static inline void dot_words(Sums& sums, V codes, int32_t x) {
 }
 static inline void flush(Sums& sums, Bytes bytes) {
   sums.v = _mm512_add_epi32(sums.v, bytes.v);
+}
+static inline Sums right_sums(Sums a, int bits) {
+  return {_mm512_sra_epi32(a.v, _mm_cvtsi32_si128(bits))};
 }
 static inline Sums widen_zeros(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};

@@ -1,6 +1,7 @@
 // One pool of threads for the whole backend; the calling thread works too.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -46,6 +47,23 @@ class ThreadPool {
     parallel(threads(), [&](int thread, int64_t, int64_t) {
       for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
         body(thread, index);
+    });
+  }
+
+  /// Calls body(thread, begin, end) for parts of [0, count), each thread taking the next one as it gets done, shorter
+  /// ones towards the end: for even work on processors that others slow down, where the last of equal parts is waited
+  /// for.
+  template <class Body>
+  void share(int64_t count, Body&& body) {
+    if (workers_.empty()) return parallel(count, body);
+    std::atomic<int64_t> next{0};
+    parallel(threads(), [&](int thread, int64_t, int64_t) {
+      for (int64_t begin = next.load(std::memory_order_relaxed); begin < count;) {
+        const int64_t end = begin + std::max<int64_t>(1, (count - begin) / (2 * threads()));
+        if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+        body(thread, begin, end);
+        begin = next.load(std::memory_order_relaxed);
+      }
     });
   }
 

@@ -47,6 +47,27 @@ TEST(ThreadPool, DealsEveryIndexOnce) {
   }
 }
 
+TEST(ThreadPool, SharesEveryIndexOnceInPartsThatGetShorter) {
+  for (int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int64_t count : {0, 1, 3, 1000}) {
+      std::vector<std::atomic<int>> visits(static_cast<size_t>(count));
+      std::atomic<int64_t> longest{0}, last{0};
+      pool.share(count, [&](int thread, int64_t begin, int64_t end) {
+        ASSERT_LT(thread, threads);
+        ASSERT_LT(begin, end);
+        if (begin == 0) longest = end;
+        if (end == count) last = end - begin;
+        for (int64_t i = begin; i < end; ++i) ++visits[size_t(i)];
+      });
+      for (const std::atomic<int>& once : visits) ASSERT_EQ(once, 1) << count << " on " << threads;
+      EXPECT_EQ(longest, threads == 1 || count < 2 * threads ? std::min(count, threads == 1 ? count : 1)
+                                                             : count / (2 * threads));
+      EXPECT_EQ(last, threads > 1 ? std::min<int64_t>(count, 1) : count);
+    }
+  }
+}
+
 // With far more threads than processors most parts are not begun when the caller has done its own.
 TEST(ThreadPool, PartsNobodyBeganAreDoneByTheCaller) {
   ThreadPool pool(32);
