@@ -90,7 +90,7 @@ void name_environment_variables(CLI::App& root, int argc, const char* const* arg
 
 void add_activations_flag(CLI::App& app, std::string& activations) {
   app.add_option("--activations", activations,
-                 "What layers quantized to affine codes compute with: f32, or on the CPU int8, faster and less exact; on "
+                 "What quantized layers compute with: f32, or on the CPU int8, faster and less exact; on "
                  "cuda bf16, for inputs beyond the range of f16")
       ->type_name("NAME")
       ->check(CLI::IsMember({"f32", "int8", "bf16"}))

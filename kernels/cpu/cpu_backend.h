@@ -1,6 +1,7 @@
 // The CPU backend: one thread pool, kernels for the best instruction set this machine has.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -88,12 +89,31 @@ class CpuBackend final : public Backend {
   /// The same op on an input rounded beforehand.
   template <class Encoding>
   void run_rounded(Linear<Encoding> op);
+  /// The same of codes beside int8 activations.
+  void run_binary(const Linear<ResidualBinaryView>& op);
+  /// How this backend packed a weight.
+  template <class View>
+  TiledWeight tiles_of(const View& weight) const {
+    if constexpr (std::is_same_v<View, ResidualBinaryView>) {
+      return tiled(weight, has_ordered_codes(weight));
+    } else {
+      return tiled(weight);
+    }
+  }
+  /// True where residual binary codes are packed for integer kernels.
+  bool has_ordered_codes(const ResidualBinaryView& weight) const;
   template <class Encoding>
   LinearTask linear_task(const Linear<Encoding>& op);
   /// All tiles, or units of columns, of the task by one entry of the kernel table.
   void run_parts(const LinearTask& task, int64_t parts, void (*kernel)(const LinearTask&, int64_t, int64_t));
+  /// The tokens of a task with planes whose x is not finite: they have no integers and take the float kernel alone, so that
+  /// their results too are the same in any company.
+  void run_special(const LinearTask& task);
   /// x in integers for a weight of `bits` in groups; valid until the next call.
   PlaneBlocks split(const TensorView& x, int bits, int64_t group_size);
+  PlaneBlocks split_binary(const TensorView& x, const TiledWeight& weight);
+  /// Blocks of tokens by one entry of the kernel table.
+  void run_split(const SplitTask& task, void (*kernel)(const SplitTask&, int64_t, int64_t));
   template <class Encoding>
   void run_embedding(const Embedding<Encoding>& op);
   /// fill_blocks (see tiles.h) on all threads.

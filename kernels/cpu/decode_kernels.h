@@ -2,6 +2,7 @@
 // form's decode_row; layouts are in kernel_table.h.
 #pragma once
 
+#include "kernels/cpu/binary_layout.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/plane_layout.h"
 #include "kernels/cpu/simd.h"
@@ -155,11 +156,35 @@ static inline uint32_t salient_columns(const uint8_t* salient, int64_t k, int64_
   return bits >> (k % 8) & ((1u << columns) - 1);
 }
 
+// Of codes for integer kernels, which come here for tokens that are not finite only: nothing is hurried.
+static void decode_ordered_binary(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
+                                  float* out) {
+  each_binary_chunk(weight.in_features, weight.group_size, [&](const BinaryChunk& chunk) {
+    if (chunk.first >= k0 + count || chunk.first + chunk.columns <= k0) return;
+    F values[2][4];
+    binary_tables(reinterpret_cast<const uint16_t*>(tile + chunk.facts), values);
+    float floats[2][4][kTileRows];
+    for (int sort = 0; sort < 2; ++sort)
+      for (int code = 0; code < 4; ++code) store(floats[sort][code], values[sort][code]);
+    const uint8_t* const order = weight.binary_order + chunk.order;
+    const int64_t plain = order[0] * kUnitColumns, places = plain + order[1] * kUnitColumns;
+    for (int64_t i = 0; i < places; ++i) {
+      const int64_t k = chunk.first + order[2 + i] - k0;
+      if (order[2 + i] == kNoColumn || k < 0 || k >= count) continue;
+      const uint8_t* const codes = tile + chunk.codes + i / kUnitColumns * kVectorBytes + i % 4;
+      for (int64_t row = 0; row < kTileRows; ++row)
+        out[k * kTileRows + row] = floats[i >= plain][codes[4 * row] >> (2 * (i / 4 % 4)) & 3][row];
+    }
+  });
+}
+
 // All columns as if none were salient, from registers, then those that are once more: they are few.
 static void decode_residual_binary(const TiledWeight& weight, const uint8_t* tile, int64_t k0, int64_t count,
                                    float* out) {
-  constexpr int64_t kFactBytes = kBinaryCoefficients * 2 * kTileRows, kWordBytes = 4 * kTileRows;
-  const int64_t per_block = kFactBytes + (weight.group_size + kCodesOfWord - 1) / kCodesOfWord * kWordBytes;
+  if (weight.binary_order) return decode_ordered_binary(weight, tile, k0, count, out);
+  constexpr int64_t kWordBytes = 4 * kTileRows;
+  const int64_t per_block =
+      kBinaryFactBytes + (weight.group_size + kCodesOfWord - 1) / kCodesOfWord * kWordBytes;
   for (int64_t k = k0; k < k0 + count;) {
     const int64_t block = k / weight.group_size;
     int64_t end = (block + 1) * weight.group_size;
@@ -171,7 +196,7 @@ static void decode_residual_binary(const TiledWeight& weight, const uint8_t* til
       const int64_t in_block = k - block * weight.group_size, first_code = in_block % kCodesOfWord;
       const int64_t columns = end - k < kCodesOfWord - first_code ? end - k : kCodesOfWord - first_code;
       const Codes codes =
-          skip(load_words(facts + kFactBytes + in_block / kCodesOfWord * kWordBytes), int(first_code));
+          skip(load_words(facts + kBinaryFactBytes + in_block / kCodesOfWord * kWordBytes), int(first_code));
       Codes left = codes;
       if (columns == kCodesOfWord) {
 #pragma GCC unroll 16

@@ -70,11 +70,10 @@ struct FixedBlock {
 };
 template <int FORM, bool HALF_ZEROS, int TOKENS>
 static void fixed_block(const FixedBlock& task) {
-  Sums sums[TOKENS], of_zeros[TOKENS];
-  for (int t = 0; t < TOKENS; ++t) {
-    of_zeros[t] = times(task.zeros, task.digit_sums[t] - task.columns_offset);
-    sums[t] = !task.first ? task.kept[t] : HALF_ZEROS ? no_sums() : of_zeros[t];
-  }
+  const auto of_zeros = [&](int t) { return times(task.zeros, task.digit_sums[t] - task.columns_offset); };
+  Sums sums[TOKENS];
+  for (int t = 0; t < TOKENS; ++t)
+    sums[t] = !task.first ? task.kept[t] : HALF_ZEROS ? no_sums() : of_zeros(t);
   dot_unpacked<FORM, TOKENS>(task.w, task.steps, task.x, sums);
   for (int t = 0; t < TOKENS; ++t) {
     if (!task.last) {
@@ -84,7 +83,7 @@ static void fixed_block(const FixedBlock& task) {
     float* to = task.partial + t * kTileRows;
     const F y = task.fresh ? broadcast(0) : load(to);
     Sums whole = plus(sums[t], task.rows);
-    if constexpr (HALF_ZEROS) whole = plus(left_sums<1>(whole), of_zeros[t]);
+    if constexpr (HALF_ZEROS) whole = plus(left_sums<1>(whole), of_zeros(t));
     store(to, fma(to_float(whole), task.scale, y));
   }
 }

@@ -7,6 +7,7 @@
 #include "kernels/cpu/gradient_kernels.h"
 #include "kernels/cpu/half_rows_kernels.h"
 #include "kernels/cpu/layernorm_kernels.h"
+#include "kernels/cpu/plane_binary.h"
 #include "kernels/cpu/plane_columns.h"
 #include "kernels/cpu/plane_kernels.h"
 #include "kernels/cpu/plane_split.h"
@@ -23,6 +24,8 @@ const KernelTable& avx2_kernels() {
                                     .split = split,
                                     .linear_planes = linear_planes,
                                     .linear_columns = linear_columns,
+                                    .split_binary = split_binary,
+                                    .linear_binary = linear_binary,
                                     .words_of_bytes = !kBytesOfAllCodes,
                                     .round_row = round_row,
                                     .encode = encode,

@@ -52,6 +52,7 @@ inline constexpr int64_t kCodesOfWord = 16;
 ///                    outlier; outliers lie behind all tiles
 ///   residual_binary  per block: [7][16 f16 coefficients], [k / 16][16 rows] words of 16 codes, the first in the
 ///                    highest two bits; the last block may be shorter
+///                    or, beside int8 activations, as binary_layout.h has it: binary_order not null
 /// Codes and numbers of a row are 0 for rows beyond out_features.
 struct TiledWeight {
   const uint8_t* data;
@@ -66,7 +67,8 @@ struct TiledWeight {
   /// its place in the decoded block, k·16 + row, in the low half, ascending, and a binary16 value in the high half.
   const uint32_t* outlier_begin = nullptr;
   const uint32_t* outliers = nullptr;
-  const uint8_t* salient = nullptr;  ///< residual binary: one bit a column
+  const uint8_t* salient = nullptr;       ///< residual binary: one bit a column
+  const uint8_t* binary_order = nullptr;  ///< of residual binary codes for integer kernels
 };
 
 /// Activations as integers, one power of two (or, with one plane, one scale) for each token and chunk of columns
@@ -93,6 +95,7 @@ struct SplitTask {
   int bits;
   int64_t group_size;
   PlaneBlocks out;
+  const uint8_t* binary_order = nullptr;  ///< split_binary
 };
 
 /// One row of values rounded to a grid (encodings/activation.h).
@@ -212,6 +215,9 @@ struct KernelTable {
   void (*linear_planes)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
   /// The same of codes by columns, units [first, last) of kColumnUnit rows.
   void (*linear_columns)(const LinearTask& task, int64_t first_unit, int64_t last_unit);
+  /// The two for residual binary codes beside int8 activations (plane_binary.h).
+  void (*split_binary)(const SplitTask& task, int64_t first_block, int64_t last_block);
+  void (*linear_binary)(const LinearTask& task, int64_t first_tile, int64_t last_tile);
   bool words_of_bytes;  ///< linear_fixed takes words beside codes of 8 bits even where digits are bytes
   void (*round_row)(const RoundTask& task);
   /// Blocks [first, last) of tokens.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/binary_layout.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/round_activations.h"
 #include "kernels/cpu/tiles.h"
@@ -34,7 +35,7 @@ LinearTask CpuBackend::linear_task(const Linear<Encoding>& op) {
         "linear: position_bias has gaps between its rows");
   LinearTask task{};
   task.tokens = op.x.shape[0];
-  task.weight = tiled(op.weight);
+  task.weight = tiles_of(op.weight);
   task.out_features = op.weight.out_features;
   task.bias = op.bias.template as<float>();
   task.position_bias = op.position_bias.template as<float>();
@@ -97,17 +98,44 @@ PlaneBlocks CpuBackend::split(const TensorView& x, int bits, int64_t group_size)
                        .bits = bits,
                        .group_size = group_size,
                        .out = out};
-  const int64_t block = kernels_.plane_columns / out.planes, blocks = (tokens + block - 1) / block;
-  if (tokens * features < kSerialWork) {
-    kernels_.split(task, 0, blocks);
-  } else {
-    pool_.parallel(blocks, [&](int, int64_t first, int64_t last) { kernels_.split(task, first, last); });
-  }
+  run_split(task, kernels_.split);
   return out;
 }
 
-// Codes times integers; a token whose x is not finite has none and takes the float kernel alone, so that its result
-// too is the same in any company.
+void CpuBackend::run_split(const SplitTask& task, void (*kernel)(const SplitTask&, int64_t, int64_t)) {
+  const int64_t block = kernels_.plane_columns / task.out.planes, blocks = (task.tokens + block - 1) / block;
+  if (task.tokens * task.in_features < kSerialWork) {
+    kernel(task, 0, blocks);
+  } else {
+    pool_.parallel(blocks, [&](int, int64_t first, int64_t last) { kernel(task, first, last); });
+  }
+}
+
+PlaneBlocks CpuBackend::split_binary(const TensorView& x, const TiledWeight& weight) {
+  const int64_t tokens = x.shape[0], features = x.shape[1];
+  int64_t steps = 0;
+  const int64_t chunks = each_binary_chunk(features, weight.group_size, [&](const BinaryChunk& chunk) {
+                           steps += chunk.steps();
+                         }).index;
+  PlaneBlocks out{.planes = 1};
+  out.steps = planes_.floats(tokens * (steps + 3 * chunks) + (tokens + 3) / 4);
+  out.sums = reinterpret_cast<int32_t*>(out.steps + chunks * tokens);
+  out.digits = out.sums + 2 * chunks * tokens;
+  out.special = reinterpret_cast<uint8_t*>(out.digits + tokens * steps);
+  out.x = x.as<float>();
+  out.x_stride = x.strides[0];
+  run_split({.x = out.x,
+             .tokens = tokens,
+             .token_stride = x.strides[0],
+             .in_features = features,
+             .bits = 2,
+             .group_size = weight.group_size,
+             .out = out,
+             .binary_order = weight.binary_order},
+            kernels_.split_binary);
+  return out;
+}
+
 template <class Encoding>
 void CpuBackend::run_planes(const Linear<Encoding>& op) {
   LinearTask task = linear_task(op);
@@ -119,17 +147,29 @@ void CpuBackend::run_planes(const Linear<Encoding>& op) {
   } else {
     run_parts(task, tiles, kernels_.linear_planes);
   }
-  for (int64_t token = 0; token < op.x.shape[0]; ++token) {
+  run_special(task);
+}
+
+void CpuBackend::run_special(const LinearTask& task) {
+  for (int64_t token = 0; token < task.tokens; ++token) {
     if (!task.planes.special[token]) continue;
     LinearTask alone = task;
     alone.planes = {};
     alone.tokens = 1;
-    alone.x_blocks = op.x.template as<float>() + token * op.x.strides[0];
+    alone.x_blocks = task.planes.x + token * task.planes.x_stride;
     if (alone.positions) alone.positions += token;
     if (alone.residual) alone.residual += token * alone.residual_stride;
     alone.y += token * alone.y_stride;
-    run_parts(alone, tiles, kernels_.linear);
+    run_parts(alone, tile_count(task.out_features), kernels_.linear);
   }
+}
+
+void CpuBackend::run_binary(const Linear<ResidualBinaryView>& op) {
+  LinearTask task = linear_task(op);
+  if (task.tokens == 0) return;
+  task.planes = split_binary(op.x, task.weight);
+  run_parts(task, tile_count(task.out_features), kernels_.linear_binary);
+  run_special(task);
 }
 
 void CpuBackend::run_fixed(const Linear<AffineView>& op, const IntegerCodes& codes) {
@@ -138,10 +178,12 @@ void CpuBackend::run_fixed(const Linear<AffineView>& op, const IntegerCodes& cod
   if (tokens == 0) return;
   // What an instruction set multiplies with codes of 8 bits: see fixed_kernels.h.
   const bool words = op.weight.bits == 8 && (codes.words || kernels_.words_of_bytes);
-  const int64_t packed_steps = chunk_shape(op.weight.bits, group_size).group_steps(), groups = features / group_size;
+  const int64_t packed_steps = chunk_shape(op.weight.bits, group_size).group_steps(),
+                groups = features / group_size;
   const int64_t steps = op.weight.bits == 8 && !words ? packed_steps / 2 : packed_steps;
   task.planes.planes = 1;
-  task.planes.digits = reinterpret_cast<int32_t*>(planes_.floats(groups * tokens * (steps + 1) + (tokens + 3) / 4));
+  task.planes.digits =
+      reinterpret_cast<int32_t*>(planes_.floats(groups * tokens * (steps + 1) + (tokens + 3) / 4));
   task.planes.sums = task.planes.digits + groups * tokens * steps;
   task.planes.special = reinterpret_cast<uint8_t*>(task.planes.sums + groups * tokens);
   task.input_step = op.grid->step;
@@ -207,6 +249,7 @@ void CpuBackend::run(const Linear<SparseOutlierView>& op) {
 }
 void CpuBackend::run(const Linear<ResidualBinaryView>& op) {
   if (op.grid) return run_rounded(op);
+  if (has_ordered_codes(op.weight)) return run_binary(op);
   run_linear(op);
 }
 

@@ -67,6 +67,9 @@ static inline V left(V a) {
 static inline V either(V a, V b) {
   return {_mm512_or_si512(a.v, b.v)};
 }
+static inline V meet(V a, V b) {
+  return {_mm512_and_si512(a.v, b.v)};
+}
 // The bits of `a` where `bits` has ones, those of `b` elsewhere.
 static inline V choose_bits(int bits, V a, V b) {
   return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(char(bits)), a.v, b.v, 0xCA)};
@@ -159,6 +162,9 @@ static inline V left(V a) {
 }
 static inline V either(V a, V b) {
   return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+}
+static inline V meet(V a, V b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
 }
 static inline Sums no_sums() {
   return {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -267,6 +273,9 @@ BALLAST_APART V left(V a) {
 }
 BALLAST_APART V either(V a, V b) {
   BALLAST_EACH_BYTE(uint8_t(a.b[i] | b.b[i]));
+}
+BALLAST_APART V meet(V a, V b) {
+  BALLAST_EACH_BYTE(uint8_t(a.b[i] & b.b[i]));
 }
 #undef BALLAST_EACH_BYTE
 static inline Sums no_sums() {

@@ -16,7 +16,8 @@ constexpr int64_t tile_count(int64_t rows) {
 TiledWeight tiled(const DenseView& weight);
 TiledWeight tiled(const AffineView& weight);
 TiledWeight tiled(const SparseOutlierView& weight);
-TiledWeight tiled(const ResidualBinaryView& weight);
+/// `ordered`: packed for integer kernels (binary_layout.h).
+TiledWeight tiled(const ResidualBinaryView& weight, bool ordered);
 
 /// The widest load of the kernels may read this much past the last code.
 inline constexpr int64_t kTileSlack = 64;

@@ -80,9 +80,9 @@ template <class Size>
 double rounded_x_bound(const float* x, int64_t in_features, int64_t group_size, double levels, Size&& size) {
   double bound = 0;
   for (int64_t group = 0; group < in_features; group += group_size)
-    for (int64_t begin = group; begin < group + group_size; begin += 128) {
+    for (int64_t begin = group, end = std::min(group + group_size, in_features); begin < end; begin += 128) {
       double most = 0x1p-78, weights = 0;
-      for (int64_t k = begin; k < std::min(begin + 128, group + group_size); ++k) {
+      for (int64_t k = begin; k < std::min(begin + 128, end); ++k) {
         most = std::max(most, std::abs(double(x[k])));
         weights += size(k);
       }
@@ -125,6 +125,28 @@ inline SumBound outliers_bound(const SparseOutlierMatrix& matrix, bool int8) {
     for (int64_t k = 0; k < in_features; ++k)
       magnitude += std::abs(double(x[k])) * (2 * sizes[size_t(k)] + outliers[size_t(k)]);
     return of_x + double(chunks_of(in_features, matrix.group_size) + last - first + 8) * kRound32 * magnitude;
+  };
+}
+
+/// Residual binary codes beside int8 activations: sums of bits meet combinations of coefficients, so the sizes are those
+/// of all of them, each taken at most twice; few operations a chunk round. `x_rounds`: false where x is a whole number of
+/// steps. `matrix` must outlive the bound.
+inline SumBound binary_bound(const ResidualBinaryMatrix& matrix, bool x_rounds) {
+  return [&matrix, x_rounds](const float* x, const float* w, int64_t in_features, int64_t row) {
+    const double of_x = x_rounds ? rounded_x_bound(x, in_features, matrix.block_size, plane_levels(2, true),
+                                                   [&](int64_t k) { return std::abs(double(w[k])); })
+                                 : 0;
+    double magnitude = of_x;
+    for (int64_t k = 0; k < in_features; ++k) {
+      const uint16_t* coefficients =
+          matrix.coefficients.data() + size_t((row * matrix.blocks() + k / matrix.block_size) * 7);
+      double size = 0;
+      for (int i = matrix.salient[size_t(k)] ? 0 : 3; i < (matrix.salient[size_t(k)] ? 3 : 7); ++i)
+        size += 2 * std::abs(double(f16_to_f32(coefficients[i])));
+      magnitude += std::abs(double(x[k])) * size;
+    }
+    const int64_t chunks = matrix.blocks() * ((matrix.block_size + 127) / 128);
+    return of_x + double(chunks + 12) * kRound32 * magnitude;
   };
 }
 
