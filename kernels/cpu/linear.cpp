@@ -59,6 +59,8 @@ void CpuBackend::run_parts(const LinearTask& task, int64_t parts,
   if (task.tokens * task.weight.in_features * task.out_features < kSerialWork) {
     run(0, 0, parts);
   } else {
+    // Beforehand: which thread gets its first part in which step is chance, and later steps shall allocate nothing.
+    for (int thread = 0; thread < pool_.threads(); ++thread) thread_scratch(thread, linear_scratch_floats());
     pool_.share(parts, run);
   }
 }
