@@ -118,17 +118,25 @@ void CudaBackend::run(const Attention& op) {
   // How a prompt was cut must not choose the kernel; an image is always whole.
   Plan plan(op, !deterministic_ || op.mask == Mask::full);
   plan.upload(uploads_);
-  if (op.cache)
-    launch<AppendRows>(machine_, {.blocks = tokens},
-                       {.places = plan.places(),
-                        .k = op.k.as<float>(),
-                        .v = op.v.as<float>(),
-                        .k_stride = op.k.strides[0],
-                        .v_stride = op.v.strides[0],
-                        .cache = op.cache.as<float>(),
-                        .heads = int(op.heads),
-                        .head_dim = int(head_dim)});
-  const KeySource keys{.cache = op.cache ? op.cache.as<float>() : nullptr,
+  const bool coded = op.cache && op.cache.dtype == DType::u8;
+  const auto append = [&]<class Kernel, class Element>(const Grid& grid) {
+    launch<Kernel>(machine_, grid,
+                   {.places = plan.places(),
+                    .k = op.k.as<float>(),
+                    .v = op.v.as<float>(),
+                    .k_stride = op.k.strides[0],
+                    .v_stride = op.v.strides[0],
+                    .cache = op.cache.as<Element>(),
+                    .heads = int(op.heads),
+                    .head_dim = int(head_dim)});
+  };
+  if (coded) {
+    append.operator()<AppendCodes, char>({.blocks = tokens, .blocks_y = AppendCodes::blocks_y(op.heads)});
+  } else if (op.cache) {
+    append.operator()<AppendRows, float>({.blocks = tokens});
+  }
+  const KeySource keys{.cache = op.cache ? op.cache.as<void>() : nullptr,
+                       .coded = coded,
                        .pages = plan.pages(),
                        .k = op.k.as<float>(),
                        .v = op.v.as<float>(),
@@ -162,18 +170,19 @@ void CudaBackend::run(const Attention& op) {
       std::max<int64_t>(1, std::min(kMostBlocksY / op.heads, kMostPartBytes / part_bytes));
   for (int64_t first = 0; first < plan.row_count(); first += at_once) {
     const int64_t rows = std::min(at_once, plan.row_count() - first);
-    launch<AttendRows>(
-        machine_,
-        {.blocks = blocks, .blocks_y = rows * op.heads, .shared_bytes = AttendRows::shared_bytes(head_dim)},
-        {.rows = plan.rows() + first,
-         .keys = keys,
-         .q = op.q.as<float>(),
-         .q_stride = op.q.strides[0],
-         .scale = op.scale,
-         .out = op.out.as<float>(),
-         .out_stride = op.out.strides[0],
-         .parts = parts_.of<float>(rows * op.heads * blocks * (2 + head_dim)),
-         .arrived = arrived_.of<int>(rows * op.heads, true)});
+    launch<AttendRows>(machine_,
+                       {.blocks = blocks,
+                        .blocks_y = rows * op.heads,
+                        .shared_bytes = AttendRows::shared_bytes(head_dim, coded)},
+                       {.rows = plan.rows() + first,
+                        .keys = keys,
+                        .q = op.q.as<float>(),
+                        .q_stride = op.q.strides[0],
+                        .scale = op.scale,
+                        .out = op.out.as<float>(),
+                        .out_stride = op.out.strides[0],
+                        .parts = parts_.of<float>(rows * op.heads * blocks * (2 + head_dim)),
+                        .arrived = arrived_.of<int>(rows * op.heads, true)});
   }
 }
 
