@@ -18,7 +18,7 @@ struct QueryRow {
   int32_t first;    ///< row of position 0, where there is none
 };
 
-/// Up to kQueryTile rows of one span.
+/// Up to kQueryTile rows of one span, or as many as the kernel says that takes them.
 struct QueryTile {
   int32_t row, rows;  ///< of the batch
   int32_t position;   ///< of the first row

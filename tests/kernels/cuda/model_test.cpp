@@ -222,21 +222,6 @@ TEST(SimtBackend, RunningOutOfMemorySaysHowMuchWasNeeded) {
 }
 
 TEST(SimtBackend, WhatItCannotDoIsRefusedByName) {
-  const auto backend = test::emulated_backend();
-  const float x = 1;
-  float out = 0;
-  const TensorView one(&x, DType::f32, {1, 1});
-  const AttentionSpan span{.rows = 1};
-  const std::string message = test::message_of<Error>([&] {
-    backend->run(Attention{.q = one,
-                           .k = one,
-                           .v = one,
-                           .spans = {&span, 1},
-                           .heads = 1,
-                           .probability_grid = ActivationGrid{},
-                           .out = OutputView(&out, DType::f32, {1, 1})});
-  });
-  EXPECT_NE(message.find("probabilities of attention yet; use --device cpu"), std::string::npos) << message;
   EXPECT_NE(test::message_of<Error>([&] { test::emulated_backend("int8"); }).find("int8 is for --device cpu"),
             std::string::npos);
 }

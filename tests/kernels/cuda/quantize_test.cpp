@@ -6,10 +6,8 @@
 #include <filesystem>
 
 #include "engine/io/quantized.h"
-#include "models/registry.h"
 #include "quantize/named_recipe.h"
-#include "quantize/quantizer.h"
-#include "tests/support/random_calibration.h"
+#include "tests/support/quantize_on.h"
 #include "tests/support/simt/emulated_backend.h"
 #include "tests/support/temp_folder.h"
 
@@ -17,47 +15,11 @@ namespace ballast {
 namespace {
 
 namespace fs = std::filesystem;
+using test::Quantized;
+using test::quantize_on;
+using test::shortened;
+
 const fs::path kGolden = fs::path(BALLAST_SOURCE_DIR) / "tests/golden";
-constexpr int64_t kSamples = 3, kLength = 16;
-
-struct Quantized {
-  QuantizeReport report;
-  Checkpoint checkpoint;
-};
-
-Quantized quantize_on(Backend& backend, const fs::path& source, const fs::path& folder,
-                      const Recipe& recipe) {
-  const Checkpoint checkpoint = Checkpoint::open(source);
-  const auto model = load_model(checkpoint, backend);
-  const nn::ModelFacts& facts = model->facts();
-  const CalibrationTokens tokens = facts.image ? test::random_images(*facts.image, kSamples)
-                                               : test::random_tokens(kSamples, kLength, facts.vocab);
-  CheckpointWriter writer(folder, {.overwrite = true});
-  QuantizeReport report = quantize_model({.source = checkpoint,
-                                          .backend = backend,
-                                          .model = *model,
-                                          .recipe = recipe,
-                                          .tokens = tokens,
-                                          .writer = writer});
-  return {std::move(report), Checkpoint::open(folder)};
-}
-
-/// `source` with its first blocks only.
-fs::path shortened(const fs::path& source, int64_t blocks, const fs::path& folder) {
-  const Checkpoint whole = Checkpoint::open(source);
-  nlohmann::json config = whole.config();
-  const auto all = config.at("num_hidden_layers").get<int64_t>();
-  CheckpointWriter writer(folder, {.overwrite = true});
-  for (const StoredTensor& tensor : whole.tensors()) {
-    bool beyond = false;
-    for (int64_t index = blocks; index < all; ++index)
-      beyond |= tensor.name.find(str(".", index, ".")) != std::string::npos;
-    if (!beyond) writer.copy(whole, tensor);
-  }
-  config["num_hidden_layers"] = blocks;
-  writer.finish(config);
-  return folder;
-}
 
 struct Layer {
   LayerReport report;
@@ -93,8 +55,8 @@ class SimtQuantize : public testing::TestWithParam<const char*> {
   /// the mean error of the layers may then be another by a quarter. `bias_slack`: relative, of biases beside that.
   void expect_same(const Recipe& recipe, double tied, int64_t blocks = 2, double bias_slack = 1e-3) {
     const fs::path source = shortened(kGolden / GetParam(), blocks, folder_ / "source");
-    const auto cpu = layers_of(quantize_on(*cpu_, source, folder_ / "cpu", recipe));
-    const auto cuda = layers_of(quantize_on(*cuda_, source, folder_ / "cuda", recipe));
+    const auto cpu = layers_of(quantize_on(*cpu_, source, folder_ / "cpu", {recipe}));
+    const auto cuda = layers_of(quantize_on(*cuda_, source, folder_ / "cuda", {recipe}));
     ASSERT_EQ(cuda.size(), cpu.size());
     ASSERT_FALSE(cpu.empty());
     bool same = true;
