@@ -5,8 +5,10 @@
 #include <cmath>
 #include <filesystem>
 
+#include "engine/io/json.h"
 #include "engine/io/quantized.h"
 #include "quantize/named_recipe.h"
+#include "quantize/records.h"
 #include "tests/support/quantize_on.h"
 #include "tests/support/simt/emulated_backend.h"
 #include "tests/support/temp_folder.h"
@@ -15,8 +17,8 @@ namespace ballast {
 namespace {
 
 namespace fs = std::filesystem;
-using test::Quantized;
 using test::quantize_on;
+using test::Quantized;
 using test::shortened;
 
 const fs::path kGolden = fs::path(BALLAST_SOURCE_DIR) / "tests/golden";
@@ -169,6 +171,37 @@ TEST_P(SimtQuantizeText, OtherMethods) {
     if (std::string(method) == "comq") recipe.options.sweeps = 2;
     // SpQR rounds the scales of 16 rows together, a fifth of the widest layer.
     expect_same(recipe, std::string(method) == "spqr" ? 0.25 : kTied, 1);
+  }
+}
+
+// What is in the journal came from the device and goes back there: the same files, wherever the run was stopped.
+TEST_P(SimtQuantize, StoppedAndResumed) {
+  const fs::path source = shortened(kGolden / GetParam(), 1, folder_ / "source");
+  Recipe recipe = recipe_of("gptq", 3);
+  recipe.asymmetric = recipe.correct_drift = true;
+  RunFingerprint fingerprint;
+  add_recipe(fingerprint, recipe);
+  const auto weights_in = [&](const char* name) {
+    return read_file(folder_ / name / "model.safetensors", uint64_t(1) << 30);
+  };
+  const auto modules = int64_t(
+      quantize_on(*cuda_, source, folder_ / "whole", {.recipe = recipe, .samples = 2}).report.layers.size());
+  const std::string expected = weights_in("whole");
+  for (const int64_t stop : {int64_t(2), modules - 1}) {
+    SCOPED_TRACE(stop);
+    const fs::path work = folder_ / str("work-", stop);
+    int64_t resumed = 0;
+    {
+      Journal journal(work, fingerprint, Journal::Found::resume);
+      EXPECT_THROW(quantize_on(*test::emulated_backend(), source, folder_ / "cut",
+                               {.recipe = recipe, .samples = 2, .journal = &journal, .stop = stop}),
+                   test::QuantizeStop);
+    }
+    Journal journal(work, fingerprint, Journal::Found::resume);
+    quantize_on(*test::emulated_backend(), source, folder_ / "cut",
+                {.recipe = recipe, .samples = 2, .journal = &journal, .resumed = &resumed});
+    EXPECT_EQ(resumed, stop);
+    EXPECT_TRUE(weights_in("cut") == expected);
   }
 }
 
