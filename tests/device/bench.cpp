@@ -41,6 +41,8 @@ struct Plan {
   int64_t copied_bytes = int64_t(2) << 30;
   int repeats = 50;
   int64_t prompt = 512;
+  /// Where codes are multiplied as they are, and where they are decoded first: both are measured.
+  std::vector<int64_t> crossing{64, 128, 256, 384, 512, 768, 1024};
   int64_t past = 2047;  ///< positions behind which one token attends
 };
 
@@ -107,6 +109,7 @@ class Bench {
  private:
   void copy_bandwidth();
   void layer(const char* model, int64_t out, int64_t in, int bits);
+  void crossing(const char* model, const std::vector<Weight>& weights, const AffineMatrix& matrix);
   void halves(const char* model, int64_t out, int64_t in);
   void verify(const AffineMatrix& matrix, const std::vector<float>& x, const Tensor& y, int64_t tokens,
               const std::string& what);
@@ -248,6 +251,40 @@ void Bench::layer(const char* model, int64_t out, int64_t in, int bits) {
     verify(matrix, input, y, tokens, what);
     add("linear", model, out, in, bits, tokens, timing, weights[0].bytes() + 4 * tokens * (in + out));
   }
+  if (out > in) crossing(model, weights, matrix);
+}
+
+// What CudaBackend::kDecodeTokens is chosen by.
+void Bench::crossing(const char* model, const std::vector<Weight>& weights, const AffineMatrix& matrix) {
+  const int64_t out = matrix.out_features, in = matrix.in_features;
+  int64_t from = 0;  // this many tokens on, decoding is faster
+  Random random(3);
+  for (const int64_t tokens : plan_.crossing) {
+    const std::vector<float> input = random.floats(tokens * in);
+    const Tensor x = Tensor::from_floats(backend_, input, {tokens, in}),
+                 y(backend_, DType::f32, {tokens, out});
+    double seconds[2] = {};
+    for (const bool decoded : {false, true}) {
+      backend_.decode_from(decoded ? 1 : INT64_MAX);
+      const Timing timing = time_calls(machine_, int64_t(weights.size()), plan_.repeats / 2, [&](int64_t i) {
+        weights[size_t(i)].visit([&]<class View>(const View& view) {
+          backend_.run(Linear<View>{.x = x.view(), .weight = view, .y = y.view()});
+        });
+      });
+      seconds[decoded] = timing.median;
+      add(decoded ? "linear, decoded" : "linear, codes", model, out, in, matrix.bits, tokens, timing,
+          weights[0].bytes() + 4 * tokens * (in + out));
+    }
+    backend_.decode_from(CudaBackend::kDecodeTokens);
+    if (seconds[1] >= seconds[0])
+      from = 0;
+    else if (from == 0)
+      from = tokens;
+  }
+  const std::string found =
+      from > 0 ? str("from ", from, " tokens on") : str("at none of these numbers of tokens");
+  std::printf("%ldx%ld, %d bits: decoding is faster %s (kDecodeTokens is %ld)\n", long(out), long(in),
+              matrix.bits, found.c_str(), long(CudaBackend::kDecodeTokens));
 }
 
 // One row behind a long past, as decoding has it, all of whose keys and values come from memory.
@@ -423,7 +460,7 @@ int run(const std::string& commit, const std::string& date, const std::string& o
   const auto backend = make_cuda_backend({.device = "cuda"}),
              steady = make_cuda_backend({.device = "cuda", .deterministic = true});
   Plan plan;
-  if (small) plan = {kTiny, {1, 9}, 1 << 16, 1 << 20, 3, 20, 40};
+  if (small) plan = {kTiny, {1, 9}, 1 << 16, 1 << 20, 3, 20, {64, 96}, 40};
   auto& cuda_backend = static_cast<CudaBackend&>(*backend);
   const nlohmann::json rows = Bench(cuda_backend, static_cast<CudaBackend&>(*steady), plan).run();
   const cuda::MachineFacts& facts = cuda_backend.machine().facts();

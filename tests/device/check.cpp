@@ -104,7 +104,8 @@ void check_linear(const Devices& devices, Report& report, bool small) {
             : std::vector<Case>{{{1000, 4096}, 128}, {{768, 3072}, 3072}, {{130, 192}, 64},
                                 {{50272, 768}, 768}, {{272, 1024}, 16},   {{33, 48}, 48}};
   const std::vector<int64_t> counts =
-      small ? std::vector<int64_t>{1, 9} : std::vector<int64_t>{1, 2, 7, 16, 31, 64, 100, 1024, 1500};
+      small ? std::vector<int64_t>{1, 9, 70}
+            : std::vector<int64_t>{1, 2, 7, 16, 31, 64, 100, 128, 300, 512, 1500};
   uint64_t seed = 1;
   for (const int bits : {2, 3, 4, 8})
     for (const Case& layer : cases)
