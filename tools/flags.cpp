@@ -102,8 +102,7 @@ void add_cache_type_flag(CLI::App& app, CacheType& type) {
          "--kv-cache-dtype",
          [&type](const std::string& name) { type = name == "int8" ? CacheType::int8 : CacheType::f32; },
          "How earlier tokens' keys and values are kept: f32, or int8 in little more than a quarter of the "
-         "memory, "
-         "less exact (CPU only)")
+         "memory, less exact")
       ->type_name("NAME")
       ->check(CLI::IsMember({"f32", "int8"}))
       ->default_str("f32");

@@ -379,8 +379,6 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
              : std::vector<std::filesystem::path>();
   if (!vision && recipe.activation_bits > 0)
     throw Error("--activation-bits is for image classifiers; of text models only weights are quantized");
-  if (recipe.activation_bits > 0 && backend->device() != Device::cpu)
-    throw Error("--activation-bits: cuda cannot round the probabilities of attention yet; use --device cpu");
   if (vision) options.samples = int64_t(images.size());
   if (vision && options.length > 0)
     throw Error("--length is for text; an image has as many tokens as the model makes of it");

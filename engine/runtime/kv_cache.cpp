@@ -23,9 +23,6 @@ std::string_view name_of(CacheType type) {
 KvCache::KvCache(Backend& backend, const nn::ModelFacts& facts, int64_t layers, int64_t positions,
                  CacheType type)
     : type_(type), pages_(std::max<int64_t>(1, pages_for(positions))), states_(size_t(pages_)) {
-  if (type != CacheType::f32 && backend.device() != Device::cpu)
-    throw Error(str("--kv-cache-dtype ", name_of(type),
-                    " needs --device cpu: on CUDA keys and values are kept in f32"));
   const DType element = element_of(type);
   const int64_t elements = cache_page_elements(element, facts.hidden / facts.heads);
   for (int64_t layer = 0; layer < layers; ++layer) {

@@ -24,8 +24,7 @@ std::string_view name_of(CacheType type);
 
 class KvCache {
  public:
-  /// Room for `positions` positions in `layers` layers (rounded up to whole pages); contents start undefined. Error
-  /// where the backend has no such type.
+  /// Room for `positions` positions in `layers` layers (rounded up to whole pages); contents start undefined.
   KvCache(Backend& backend, const nn::ModelFacts& facts, int64_t layers, int64_t positions,
           CacheType type = CacheType::f32);
 

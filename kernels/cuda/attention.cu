@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/cuda/attention_rounded.h"
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -31,6 +32,7 @@ bool has_tiles(int64_t head_dim) {
 class Plan {
  public:
   Plan(const Attention& op, bool may_tile) {
+    const bool rounded = op.probability_grid.has_value();
     const bool tiled = may_tile && has_tiles(op.q.shape[1] / op.heads);
     for (const AttentionSpan& span : op.spans) {
       const int32_t first_page = int32_t(pages_.size()), length = span.past + span.rows;
@@ -39,8 +41,10 @@ class Plan {
         for (int32_t position = span.past; position < length; ++position)
           places_.push_back({span.pages[position / kPagePositions], int32_t(position % kPagePositions)});
       }
-      if (tiled && span.rows >= kTileRowsLeast) {
-        add_tiles(span, first_page);
+      if (rounded) {
+        add_tiles(span, first_page, AttendRounded::kRows);
+      } else if (tiled && span.rows >= kTileRowsLeast) {
+        add_tiles(span, first_page, kQueryTile);
       } else {
         add_rows(span, first_page, op.mask);
       }
@@ -72,10 +76,10 @@ class Plan {
     }
   }
   // The late tiles of a causal span see most, so they come first: the small ones fill up the end.
-  void add_tiles(const AttentionSpan& span, int32_t first_page) {
-    for (int32_t first = (span.rows - 1) / kQueryTile * kQueryTile; first >= 0; first -= kQueryTile)
-      tiles_.push_back({span.first_row + first, std::min(int32_t(kQueryTile), span.rows - first),
-                        span.past + first, span.past + span.rows, first_page, span.first_row - span.past});
+  void add_tiles(const AttentionSpan& span, int32_t first_page, int32_t rows) {
+    for (int32_t first = (span.rows - 1) / rows * rows; first >= 0; first -= rows)
+      tiles_.push_back({span.first_row + first, std::min(rows, span.rows - first), span.past + first,
+                        span.past + span.rows, first_page, span.first_row - span.past});
   }
   template <class Record>
   size_t append(const std::vector<Record>& records) {
@@ -98,8 +102,6 @@ class Plan {
 
 void CudaBackend::run(const Attention& op) {
   op.check();
-  if (op.probability_grid)
-    throw Error("--device cuda cannot round the probabilities of attention yet; use --device cpu");
   forget_input();
   const int64_t head_dim = op.q.shape[1] / op.heads, tokens = op.q.shape[0];
   if (tokens == 0) return;
@@ -118,17 +120,25 @@ void CudaBackend::run(const Attention& op) {
   // How a prompt was cut must not choose the kernel; an image is always whole.
   Plan plan(op, !deterministic_ || op.mask == Mask::full);
   plan.upload(uploads_);
-  if (op.cache)
-    launch<AppendRows>(machine_, {.blocks = tokens},
-                       {.places = plan.places(),
-                        .k = op.k.as<float>(),
-                        .v = op.v.as<float>(),
-                        .k_stride = op.k.strides[0],
-                        .v_stride = op.v.strides[0],
-                        .cache = op.cache.as<float>(),
-                        .heads = int(op.heads),
-                        .head_dim = int(head_dim)});
-  const KeySource keys{.cache = op.cache ? op.cache.as<float>() : nullptr,
+  const bool coded = op.cache && op.cache.dtype == DType::u8;
+  const auto append = [&]<class Kernel, class Element>(const Grid& grid) {
+    launch<Kernel>(machine_, grid,
+                   {.places = plan.places(),
+                    .k = op.k.as<float>(),
+                    .v = op.v.as<float>(),
+                    .k_stride = op.k.strides[0],
+                    .v_stride = op.v.strides[0],
+                    .cache = op.cache.as<Element>(),
+                    .heads = int(op.heads),
+                    .head_dim = int(head_dim)});
+  };
+  if (coded) {
+    append.operator()<AppendCodes, char>({.blocks = tokens, .blocks_y = AppendCodes::blocks_y(op.heads)});
+  } else if (op.cache) {
+    append.operator()<AppendRows, float>({.blocks = tokens});
+  }
+  const KeySource keys{.cache = op.cache ? op.cache.as<void>() : nullptr,
+                       .coded = coded,
                        .pages = plan.pages(),
                        .k = op.k.as<float>(),
                        .v = op.v.as<float>(),
@@ -136,6 +146,22 @@ void CudaBackend::run(const Attention& op) {
                        .v_stride = op.v.strides[0],
                        .heads = int(op.heads),
                        .head_dim = int(head_dim)};
+  if (op.probability_grid) {
+    launch<AttendRounded>(machine_,
+                          {.blocks = plan.tile_count(),
+                           .blocks_y = op.heads,
+                           .shared_bytes = AttendRounded::shared_bytes(head_dim)},
+                          {.tiles = plan.tiles(),
+                           .keys = keys,
+                           .q = op.q.as<float>(),
+                           .q_stride = op.q.strides[0],
+                           .scale = op.scale,
+                           .causal = op.mask == Mask::causal,
+                           .grid = GridNumbers::of(*op.probability_grid),
+                           .out = op.out.as<float>(),
+                           .out_stride = op.out.strides[0]});
+    return;
+  }
   const auto attend_tiles = [&]<int HeadDim>(std::integral_constant<int, HeadDim>) {
     using Kernel = AttendTiles<HeadDim>;
     if (plan.tile_count() == 0 || head_dim != HeadDim) return;
@@ -162,18 +188,19 @@ void CudaBackend::run(const Attention& op) {
       std::max<int64_t>(1, std::min(kMostBlocksY / op.heads, kMostPartBytes / part_bytes));
   for (int64_t first = 0; first < plan.row_count(); first += at_once) {
     const int64_t rows = std::min(at_once, plan.row_count() - first);
-    launch<AttendRows>(
-        machine_,
-        {.blocks = blocks, .blocks_y = rows * op.heads, .shared_bytes = AttendRows::shared_bytes(head_dim)},
-        {.rows = plan.rows() + first,
-         .keys = keys,
-         .q = op.q.as<float>(),
-         .q_stride = op.q.strides[0],
-         .scale = op.scale,
-         .out = op.out.as<float>(),
-         .out_stride = op.out.strides[0],
-         .parts = parts_.of<float>(rows * op.heads * blocks * (2 + head_dim)),
-         .arrived = arrived_.of<int>(rows * op.heads, true)});
+    launch<AttendRows>(machine_,
+                       {.blocks = blocks,
+                        .blocks_y = rows * op.heads,
+                        .shared_bytes = AttendRows::shared_bytes(head_dim, coded)},
+                       {.rows = plan.rows() + first,
+                        .keys = keys,
+                        .q = op.q.as<float>(),
+                        .q_stride = op.q.strides[0],
+                        .scale = op.scale,
+                        .out = op.out.as<float>(),
+                        .out_stride = op.out.strides[0],
+                        .parts = parts_.of<float>(rows * op.heads * blocks * (2 + head_dim)),
+                        .arrived = arrived_.of<int>(rows * op.heads, true)});
   }
 }
 

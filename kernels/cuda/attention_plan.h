@@ -18,7 +18,7 @@ struct QueryRow {
   int32_t first;    ///< row of position 0, where there is none
 };
 
-/// Up to kQueryTile rows of one span.
+/// Up to kQueryTile rows of one span, or as many as the kernel says that takes them.
 struct QueryTile {
   int32_t row, rows;  ///< of the batch
   int32_t position;   ///< of the first row
@@ -27,10 +27,13 @@ struct QueryTile {
 };
 inline constexpr int kQueryTile = 64;
 
-/// Keys and values by position: pages of kPagePositions positions, or rows of the batch.
+/// Positions of a page.
+inline constexpr int kCachePage = 16;
+
+/// Keys and values by position: pages of 16 positions (cache_page_elements in ops/attention.h), or rows of the batch.
 struct KeySource {
-  const float*
-      cache;  ///< [pages][2][heads][head_dim · 16]: keys [head_dim][16], values [16][head_dim]; or nullptr
+  const void* cache;  ///< [pages][2][heads][…], or nullptr
+  bool coded;         ///< the cache holds signed bytes and scales
   const int32_t* pages;
   const float* k;
   const float* v;

@@ -5,6 +5,7 @@
 // positions, so results do not depend on which one that is.
 #pragma once
 
+#include "kernels/cuda/attention_codes.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/device.h"
 
@@ -12,7 +13,8 @@ namespace ballast::cuda {
 
 struct AttendRows {
   static constexpr int kThreads = 128, kBlocks = 8;
-  static constexpr int kPositions = kThreads, kPage = 16;
+  static constexpr int kPositions = kThreads;
+  static_assert(kThreads == CodedPositions::kThreads);
 
   struct Args {
     const QueryRow* rows;
@@ -25,7 +27,10 @@ struct AttendRows {
     float* parts;  ///< [rows · heads][blocks of the grid][2 + head_dim]
     int* arrived;  ///< [rows · heads], zeros; left so
   };
-  static int64_t shared_bytes(int64_t head_dim) { return (head_dim * 4 + 15) / 16 * 16 + kThreads * 4 + 48; }
+  static int64_t shared_bytes(int64_t head_dim, bool coded) {
+    return (head_dim * 4 + 15) / 16 * 16 + kThreads * 4 + 48 +
+           (coded ? CodedPositions::mix_floats(int(head_dim)) * 4 : 0);
+  }
 
   static BALLAST_DEVICE void run(const Args& args) {
     const int head = dev::block_y() % args.keys.heads, index = dev::block_y() / args.keys.heads;
@@ -38,25 +43,35 @@ struct AttendRows {
     const auto s_weights = arena.take<float>(kThreads);
     const auto s_partial = arena.take<float>(kThreads / dev::kWarp);
     const auto s_flag = arena.take<int>(4);
+    const auto s_mix = arena.take<float>(args.keys.coded ? CodedPositions::mix_floats(head_dim) : 0);
     for (int d = thread; d < head_dim; d += kThreads)
       s_q.set(d, args.q[row.row * args.q_stride + head * head_dim + d] * args.scale);
     dev::sync_block();
 
     const int left = row.visible - first, count = left < kPositions ? left : kPositions;
+    const CodedPositions coded{args.keys, row.pages, head, first, count};
     float score = -INFINITY;
-    if (thread < count) score = dot(args.keys, row, head, first + thread, s_q);
+    if (args.keys.coded) {
+      score = coded.score(s_q);
+    } else if (thread < count) {
+      score = dot(args.keys, row, head, first + thread, s_q);
+    }
     const float top = dev::block_max(score, s_partial);
     const float weight = thread < count ? dev::exp(score - top) : 0.0f;
-    s_weights.set(thread, weight);
+    s_weights.set(thread, args.keys.coded && thread < count ? weight * coded.scale(1) : weight);
     const float sum = dev::block_sum(weight, s_partial);
 
     float* const part =
         args.parts + (int64_t(dev::block_y()) * dev::blocks() + dev::block()) * (2 + head_dim);
-    for (int d = thread; d < head_dim; d += kThreads) {
-      float value = 0;
-      for (int p = 0; p < count; ++p)
-        value = dev::fma(s_weights.get(p), value_at(args.keys, row, head, first + p, d), value);
-      part[2 + d] = value;
+    if (args.keys.coded) {
+      coded.mix(s_weights, s_mix, part + 2);
+    } else {
+      for (int d = thread; d < head_dim; d += kThreads) {
+        float value = 0;
+        for (int p = 0; p < count; ++p)
+          value = dev::fma(s_weights.get(p), value_at(args.keys, row, head, first + p, d), value);
+        part[2 + d] = value;
+      }
     }
     if (thread == 0) part[0] = top, part[1] = sum;
     dev::fence();
@@ -72,16 +87,17 @@ struct AttendRows {
  private:
   static BALLAST_DEVICE const float* page(const KeySource& keys, const QueryRow& row, int head, int position,
                                           int which) {
-    const int64_t number = keys.pages[row.pages + position / kPage];
-    return keys.cache + ((number * 2 + which) * keys.heads + head) * (int64_t(keys.head_dim) * kPage);
+    const int64_t number = keys.pages[row.pages + position / kCachePage];
+    return static_cast<const float*>(keys.cache) +
+           ((number * 2 + which) * keys.heads + head) * (int64_t(keys.head_dim) * kCachePage);
   }
 
   static BALLAST_DEVICE float dot(const KeySource& keys, const QueryRow& row, int head, int position,
                                   dev::Shared<float> s_q) {
     float sum = 0;
     if (keys.cache) {
-      const float* key = page(keys, row, head, position, 0) + position % kPage;
-      for (int d = 0; d < keys.head_dim; ++d) sum = dev::fma(s_q.get(d), key[d * kPage], sum);
+      const float* key = page(keys, row, head, position, 0) + position % kCachePage;
+      for (int d = 0; d < keys.head_dim; ++d) sum = dev::fma(s_q.get(d), key[d * kCachePage], sum);
     } else {
       const float* key = keys.k + (row.first + position) * keys.k_stride + head * keys.head_dim;
       for (int d = 0; d < keys.head_dim; ++d) sum = dev::fma(s_q.get(d), key[d], sum);
@@ -91,7 +107,7 @@ struct AttendRows {
 
   static BALLAST_DEVICE float value_at(const KeySource& keys, const QueryRow& row, int head, int position,
                                        int d) {
-    if (keys.cache) return page(keys, row, head, position, 1)[position % kPage * keys.head_dim + d];
+    if (keys.cache) return page(keys, row, head, position, 1)[position % kCachePage * keys.head_dim + d];
     return keys.v[(row.first + position) * keys.v_stride + head * keys.head_dim + d];
   }
 

@@ -5,6 +5,7 @@
 // keys and (turned) values the block rounds into shared memory. Scores, probabilities and sums never leave the registers.
 #pragma once
 
+#include "kernels/cuda/attention_codes.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/device.h"
 
@@ -14,7 +15,7 @@ template <int HeadDim>
 struct AttendTiles {
   static_assert(HeadDim % 16 == 0);
   static constexpr int kWarps = 4, kThreads = kWarps * dev::kWarp, kBlocks = 1;
-  static constexpr int kPositions = 64, kPage = 16;
+  static constexpr int kPositions = 64, kPage = kCachePage;
   static constexpr int kSteps = HeadDim / 16;
   // Rows start in different banks.
   static constexpr int kDimStride = HeadDim + 8, kPositionStride = kPositions + 8;
@@ -38,7 +39,7 @@ struct AttendTiles {
     const int end = args.causal ? self.tile_.position + self.tile_.rows : self.tile_.length;
     for (int first = 0; first < end; first += kPositions) {
       dev::sync_block();  // everybody is done with the step before
-      self.round_keys(first, end);
+      args.keys.coded ? self.round_codes(first, end) : self.round_keys(first, end);
       dev::sync_block();
       self.step(first);
     }
@@ -85,11 +86,41 @@ struct AttendTiles {
     }
   }
 
+  /// The same from a cache of codes, four at a time: of a page's keys at four positions, of its values four dimensions.
+  BALLAST_DEVICE void round_codes(int first, int end) {
+    constexpr int kWordsOfPage = kPage * HeadDim / 4, kWordsOfValue = HeadDim / 4;
+    for (int i = dev::thread(); i < kPositions / kPage * kWordsOfPage; i += kThreads) {
+      const int page = i / kWordsOfPage, word = i % kWordsOfPage, left = end - first - kPage * page;
+      const int key_p = word % 4 * 4, key_d = word / 4;
+      const int value_p = word / kWordsOfValue, value_d = word % kWordsOfValue * 4;
+      uint32_t key_codes = 0, value_codes = 0;
+      dev::Floats4 key_scales{0, 0, 0, 0};
+      float value_scale = 0;
+      if (left > 0) {
+        const char* keys = coded_page(args_.keys, tile_.pages, head_, first + kPage * page, 0);
+        const char* values = coded_page(args_.keys, tile_.pages, head_, first + kPage * page, 1);
+        key_codes = reinterpret_cast<const uint32_t*>(keys)[word];
+        key_scales = reinterpret_cast<const dev::Floats4*>(page_scales(keys, HeadDim))[word % 4];
+        value_codes = reinterpret_cast<const uint32_t*>(values)[word];
+        value_scale = page_scales(values, HeadDim)[value_p];
+      }
+      const float scales[4] = {key_scales.x, key_scales.y, key_scales.z, key_scales.w};
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float key = key_p + n < left ? scales[n] * code_of(key_codes, n) : 0.0f;
+        const float value = value_p < left ? value_scale * code_of(value_codes, n) : 0.0f;
+        s_k_.set((kPage * page + key_p + n) * kDimStride + key_d, dev::float_to_half(key));
+        s_v_.set((value_d + n) * kPositionStride + kPage * page + value_p, dev::float_to_half(value));
+      }
+    }
+  }
+
   BALLAST_DEVICE float value(int which, int first, int p, int d, int page, int within) const {
     const KeySource& keys = args_.keys;
     if (keys.cache) {
       const int64_t number = keys.pages[tile_.pages + first / kPage + page];
-      return keys.cache[((number * 2 + which) * keys.heads + head_) * (kPage * HeadDim) + within];
+      return static_cast<const float*>(
+          keys.cache)[((number * 2 + which) * keys.heads + head_) * (kPage * HeadDim) + within];
     }
     const int64_t row = tile_.first + first + p;
     return which == 0 ? keys.k[row * keys.k_stride + head_ * HeadDim + d]

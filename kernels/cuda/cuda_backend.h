@@ -120,9 +120,12 @@ class CudaBackend final : public Backend {
   cuda::Machine& machine() { return machine_; }
   /// Blocks that linear kernels are cut into, whatever the number of tokens.
   int64_t linear_blocks() const { return 2 * int64_t(machine_.facts().multiprocessors); }
-  /// From this many tokens on, affine weights are decoded to 16 bits and multiplied by cuBLASLt: the extra traffic of some
-  /// 2.5 bytes a weight is then worth its faster products. Estimated, not measured.
-  static constexpr int64_t kDecodeTokens = 1024;
+  /// From this many tokens on, affine weights are decoded to 16 bits and multiplied by cuBLASLt: some four more bytes of
+  /// traffic a weight, 1 ps on an H200, for products about twice as fast, which is 2 to 4 fs a weight and token. Estimated;
+  /// `tests/device.sh` measures both ways from 64 to 1024 tokens and says where they cross.
+  static constexpr int64_t kDecodeTokens = 512;
+  /// Another number of tokens in its place, for measuring.
+  void decode_from(int64_t tokens) { decode_tokens_ = tokens; }
 
  private:
   template <class Encoding>
@@ -192,6 +195,7 @@ class CudaBackend final : public Backend {
 
   DType half_;
   bool deterministic_;
+  int64_t decode_tokens_ = kDecodeTokens;
   Prepared prepared_;
   ThreadPool pool_;
   cuda::Machine machine_;

@@ -17,23 +17,21 @@ void CudaBackend::run_halves(const Linear<AffineView>& op) {
       run_halves<Bits, Half>(part_of(op, first, std::min(kMostAtOnce, tokens - first)));
     return;
   }
-  if (tokens >= kDecodeTokens && !deterministic_) return run_decoded<Bits, Half>(op);
-  constexpr int64_t kMost = 64;
+  if (tokens >= decode_tokens_ && !deterministic_) return run_decoded<Bits, Half>(op);
+  // Pieces as large as there are tokens for. Small groups leave less room in shared memory, so that a device may not have
+  // enough for many tokens at once.
   for (int64_t first = 0; first < tokens;) {
-    int64_t count = std::min(kMost, tokens - first);
-    const auto part = [&] { return part_of(op, first, count); };
-    // Small groups leave less room in shared memory, so that a device may not have enough for many tokens at once.
-    if (count <= 32 || !run_tokens<Bits, AffineMeta, Half, 8>(part())) {
-      count = std::min<int64_t>(count, 32);
-      if (count <= 16 || !run_tokens<Bits, AffineMeta, Half, 4>(part())) {
-        count = std::min<int64_t>(count, 16);
-        if (count <= 8 || !run_tokens<Bits, AffineMeta, Half, 2>(part())) {
-          count = std::min<int64_t>(count, 8);
-          CHECK((run_tokens<Bits, AffineMeta, Half, 1>(part())),
-                "a block of eight tokens needs more shared memory than there is");
-        }
-      }
-    }
+    int64_t count = tokens - first;
+    const auto taken = [&]<int TokenTiles>(std::integral_constant<int, TokenTiles>) {
+      count = std::min<int64_t>(count, 8 * TokenTiles);
+      return count > 4 * TokenTiles &&
+             run_tokens<Bits, AffineMeta, Half, TokenTiles>(part_of(op, first, count));
+    };
+    if (!taken(std::integral_constant<int, 16>()) && !taken(std::integral_constant<int, 8>()) &&
+        !taken(std::integral_constant<int, 4>()) && !taken(std::integral_constant<int, 2>()))
+      CHECK((count = std::min<int64_t>(count, 8),
+             run_tokens<Bits, AffineMeta, Half, 1>(part_of(op, first, count))),
+            "a block of eight tokens needs more shared memory than there is");
     first += count;
   }
 }

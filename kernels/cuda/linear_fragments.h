@@ -1,4 +1,4 @@
-// y = epilogue(x · Wᵀ) for weights in fragments (fragments.h) and up to 64 tokens: weights are the A operand, 16 rows by 16
+// y = epilogue(x · Wᵀ) for weights in fragments (fragments.h) and up to 128 tokens: weights are the A operand, 16 rows by 16
 // columns, tokens the eight columns of B.
 //
 // Work partition (stream-K): a block of rows is 128 rows, a tile for each of eight warps, and an item is one stage of 256
@@ -38,6 +38,12 @@ struct LinearFragments {
   static constexpr int kWarps = 8, kThreads = kWarps * dev::kWarp;
   static constexpr int kBlocks = TokenTiles <= 2 ? 2 : 1;
   static constexpr int kTokens = 8 * TokenTiles;
+  // With more tokens than there are registers for sums of, operands of 128 columns are decoded first, and so many tiles of
+  // tokens at a time go through them; then only these have sums beside their totals. That makes 222 registers for 128 tokens,
+  // and up to 200 KB of shared memory: an A100 has not enough at 4 and 8 bits. Neither is there for 256 tokens.
+  static constexpr bool kWide = TokenTiles > 8;
+  static constexpr int kTilesAtOnce = kWide ? 8 : TokenTiles;
+  static_assert(TokenTiles % kTilesAtOnce == 0 && !(kWide && Meta::kTables));
   static constexpr int kBlockRows = kWarps * kTileRows;
   static constexpr int kKinds = Bits == 2 && !Meta::kTables ? 3 : 1;
   using Args = LinearFragmentsArgs;
@@ -151,7 +157,8 @@ struct LinearFragments {
   BALLAST_DEVICE void copy_input(int stage, int slot) {
     constexpr int kLines = kStageColumns / 8;
     const int64_t width = int64_t(stages_) * kStageColumns;
-#pragma unroll
+// Unrolled whole, sixteen addresses would stay in registers.
+#pragma unroll kWide ? 2 : 8
     for (int i = dev::thread(); i < kTokens * kLines; i += kThreads) {
       const int token = i / kLines, line = i % kLines;
       dev::copy_async(s_x_.from((slot * kTokens + token) * kXStride + 8 * line),
@@ -183,7 +190,11 @@ struct LinearFragments {
                         .columns = args_.in_features - at.stage * kStageColumns,
                         .stage = at.stage};
     const int units = units_in(at.stage);
-    if (units == kStageUnits && args_.chunk_log2 == kUsualChunkLog2) {
+    if constexpr (kWide) {
+      // No path of its own for the usual chunks: two of them take more registers than there are.
+#pragma unroll 1
+      for (int unit = 0; unit < units; unit += 2) multiply_pair(from, unit, units - unit);
+    } else if (units == kStageUnits && args_.chunk_log2 == kUsualChunkLog2) {
       // The whole stage in a line: offsets are constants, and nothing is asked on the way.
 #pragma unroll
       for (int unit = 0; unit < kStageUnits; ++unit) multiply_unit<kUsualChunkLog2>(from, unit);
@@ -201,6 +212,41 @@ struct LinearFragments {
     load_words<Bits>(from.s_codes.from(unit * kUnitWords), words);
     multiply_steps<ChunkLog2, 0>(words, from, unit);
     multiply_steps<ChunkLog2, 2>(words, from, unit);
+  }
+
+  /// Units `unit` and `unit` + 1, or one of them where no more are left; no chunk goes on behind them. The order of a token's
+  /// sums is that of multiply_unit.
+  BALLAST_DEVICE void multiply_pair(const Operands& from, int unit, int left) {
+    uint32_t a[8][4];
+#pragma unroll
+    for (int which = 0; which < 2; ++which) {
+      if (which == left) break;
+      uint32_t words[Bits];
+      load_words<Bits>(from.s_codes.from((unit + which) * kUnitWords), words);
+      decode_step<Bits, Half, 0>(words, a[4 * which]);
+      decode_step<Bits, Half, 1>(words, a[4 * which + 1]);
+      decode_step<Bits, Half, 2>(words, a[4 * which + 2]);
+      decode_step<Bits, Half, 3>(words, a[4 * which + 3]);
+    }
+#pragma unroll
+    for (int first = 0; first < TokenTiles; first += kTilesAtOnce) {
+      const auto s_x = from.s_x.from(unit * kUnitColumns + 8 * first * kXStride);
+#pragma unroll
+      for (int step = 0; step < 8; step += 2) {
+        if (step == 4 && left < 2) break;
+        uint32_t b[kTilesAtOnce][4];
+#pragma unroll
+        for (int n = 0; n < kTilesAtOnce; ++n)
+          dev::load_matrices(b[n], s_x.from(8 * n * kXStride + 16 * step));
+#pragma unroll
+        for (int n = 0; n < kTilesAtOnce; ++n) dev::multiply_add<Half>(sums_[n], a[step], b[n][0], b[n][1]);
+        scale_after<0>(from, unit * 4 + step, first);
+#pragma unroll
+        for (int n = 0; n < kTilesAtOnce; ++n)
+          dev::multiply_add<Half>(sums_[n], a[step + 1], b[n][2], b[n][3]);
+        scale_after<0>(from, unit * 4 + step + 1, first);
+      }
+    }
   }
 
   /// Code 0 under an outlier has put −scale · zero_point into the sum, which is taken back. A lane adds those of its two rows,
@@ -269,22 +315,23 @@ struct LinearFragments {
     }
   }
 
-  /// At the end of a chunk, brings its sums to scale and adds them to the totals. Padding has no scale and sums of 0.
+  /// At the end of a chunk, brings its sums to scale and adds them to the totals, those of the tiles of tokens from `first` on.
+  /// Padding has no scale and sums of 0.
   template <int ChunkLog2>
-  BALLAST_DEVICE void scale_after(const Operands& from, int step) {
+  BALLAST_DEVICE void scale_after(const Operands& from, int step, int first = 0) {
     const int chunk_log2 = ChunkLog2 ? ChunkLog2 : args_.chunk_log2;
     if ((step + 1) * 16 & ((1 << chunk_log2) - 1)) return;
     if (ChunkLog2 == 0 && step * 16 >= from.columns) return;
-    if constexpr (!Meta::kTables) scale_chunk(from, step * 16 >> chunk_log2);
+    if constexpr (!Meta::kTables) scale_chunk(from, step * 16 >> chunk_log2, first);
   }
 
-  BALLAST_DEVICE void scale_chunk(const Operands& from, int chunk) {
+  BALLAST_DEVICE void scale_chunk(const Operands& from, int chunk, int first) {
     const int r = dev::lane() / 4;
     const auto s_meta = from.s_meta.from(chunk * Meta::kBytes);
     const auto low = Meta::template row<Bits>(s_meta, r), high = Meta::template row<Bits>(s_meta, r + 8);
-    const auto s_sums = from.s_sums.from(chunk * kKinds * kTokens);
+    const auto s_sums = from.s_sums.from(chunk * kKinds * kTokens + 8 * first);
 #pragma unroll
-    for (int n = 0; n < TokenTiles; ++n) {
+    for (int n = 0; n < kTilesAtOnce; ++n) {
       const dev::Floats2 x = s_sums.from(8 * n).template as<dev::Floats2>().get(0);
       if constexpr (Bits == 2) {
         const dev::Floats2 of_low = s_sums.from(kTokens + 8 * n).template as<dev::Floats2>().get(0);
@@ -292,10 +339,14 @@ struct LinearFragments {
         sums_[n][0] -= of_low.x, sums_[n][1] -= of_low.y;
         sums_[n][2] -= of_high.x, sums_[n][3] -= of_high.y;
       }
-      totals_[n][0] = dev::fma(low.scale, dev::fma(-low.zero, x.x, sums_[n][0]), totals_[n][0]);
-      totals_[n][1] = dev::fma(low.scale, dev::fma(-low.zero, x.y, sums_[n][1]), totals_[n][1]);
-      totals_[n][2] = dev::fma(high.scale, dev::fma(-high.zero, x.x, sums_[n][2]), totals_[n][2]);
-      totals_[n][3] = dev::fma(high.scale, dev::fma(-high.zero, x.y, sums_[n][3]), totals_[n][3]);
+      totals_[first + n][0] =
+          dev::fma(low.scale, dev::fma(-low.zero, x.x, sums_[n][0]), totals_[first + n][0]);
+      totals_[first + n][1] =
+          dev::fma(low.scale, dev::fma(-low.zero, x.y, sums_[n][1]), totals_[first + n][1]);
+      totals_[first + n][2] =
+          dev::fma(high.scale, dev::fma(-high.zero, x.x, sums_[n][2]), totals_[first + n][2]);
+      totals_[first + n][3] =
+          dev::fma(high.scale, dev::fma(-high.zero, x.y, sums_[n][3]), totals_[first + n][3]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums_[n][i] = 0;
     }
@@ -303,9 +354,12 @@ struct LinearFragments {
 
   BALLAST_DEVICE void clear() {
 #pragma unroll
-    for (int n = 0; n < TokenTiles; ++n)
+    for (int i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums_[n][i] = 0, totals_[n][i] = 0;
+      for (int n = 0; n < kTilesAtOnce; ++n) sums_[n][i] = 0;
+#pragma unroll
+      for (int n = 0; n < TokenTiles; ++n) totals_[n][i] = 0;
+    }
   }
 
   /// Where a thread's totals of a piece lie; a block begins at most one block of rows in its middle and leaves at most one
@@ -324,12 +378,14 @@ struct LinearFragments {
     }
     const int first_item = rows * stages_;
     const int first = block_of(first_item), last = block_of(first_item + stages_ - 1);
-    if (first != last) {
+    if (first != last || kWide) {
       const int block = dev::block();
 #pragma unroll
       for (int n = 0; n < TokenTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) *partial(block, begin_ > first_item, n, i) = totals_[n][i];
+    }
+    if (first != last) {
       dev::fence();
       dev::sync_block();
       if (dev::thread() == 0) s_ticket_.set(0, dev::atomic_add(args_.arrived + rows, 1));
@@ -337,20 +393,35 @@ struct LinearFragments {
       if (s_ticket_.get(0) != last - first) return;
       if (dev::thread() == 0) args_.arrived[rows] = 0;
       dev::fence();
-      clear();
-      for (int other = first; other <= last; ++other)
-#pragma unroll
-        for (int n = 0; n < TokenTiles; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            totals_[n][i] += dev::load_shared_by_blocks(partial(other, item_of(other) > first_item, n, i));
     }
     const int r = (rows * kWarps + dev::warp()) * kTileRows + dev::lane() / 4, t = 2 * (dev::lane() % 4);
+    if constexpr (kWide) {
+      // Out of memory, also what this block has alone: all totals and where they go would be too many registers.
+#pragma unroll 1
+      for (int n = 0; n < TokenTiles; ++n) {
+        float sums[4];
+        join(sums, n, first, last, first_item);
 #pragma unroll
-    for (int n = 0; n < TokenTiles; ++n)
+        for (int i = 0; i < 4; ++i) finish_output(args_.epilogue, 8 * n + t + i % 2, r + i / 2 * 8, sums[i]);
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < TokenTiles; ++n) {
+        if (first != last) join(totals_[n], n, first, last, first_item);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          finish_output(args_.epilogue, 8 * n + t + i % 2, r + i / 2 * 8, totals_[n][i]);
+      }
+    }
+  }
+  /// The sum of what blocks left.
+  BALLAST_DEVICE void join(float (&sums)[4], int n, int first, int last, int first_item) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i] = 0;
+    for (int other = first; other <= last; ++other)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        finish_output(args_.epilogue, 8 * n + t + i % 2, r + i / 2 * 8, totals_[n][i]);
+        sums[i] += dev::load_shared_by_blocks(partial(other, item_of(other) > first_item, n, i));
   }
 
   const Args& args_;
@@ -362,7 +433,7 @@ struct LinearFragments {
   dev::Shared<uint16_t> s_x_;
   dev::Shared<uint8_t> s_meta_;
   dev::Shared<float> s_sums_;
-  float sums_[TokenTiles][4], totals_[TokenTiles][4];
+  float sums_[kTilesAtOnce][4], totals_[TokenTiles][4];
 };
 
 }  // namespace ballast::cuda

@@ -1,4 +1,4 @@
-// Linear layers with weights in fragments, up to 64 tokens.
+// Linear layers with weights in fragments, up to 128 tokens at once.
 #pragma once
 
 #include <algorithm>

@@ -41,6 +41,9 @@ struct Plan {
   int64_t copied_bytes = int64_t(2) << 30;
   int repeats = 50;
   int64_t prompt = 512;
+  /// Where codes are multiplied as they are, and where they are decoded first: both are measured.
+  std::vector<int64_t> crossing{64, 128, 256, 384, 512, 768, 1024};
+  int64_t past = 2047;  ///< positions behind which one token attends
 };
 
 double median(std::vector<double> values) {
@@ -106,9 +109,11 @@ class Bench {
  private:
   void copy_bandwidth();
   void layer(const char* model, int64_t out, int64_t in, int bits);
+  void crossing(const char* model, const std::vector<Weight>& weights, const AffineMatrix& matrix);
   void halves(const char* model, int64_t out, int64_t in);
   void verify(const AffineMatrix& matrix, const std::vector<float>& x, const Tensor& y, int64_t tokens,
               const std::string& what);
+  void attention(const OptShape& shape, DType cache);
   void whole(const char* test, const OptShape& shape, int bits, int64_t tokens);
   void add(const std::string& test, const std::string& model, int64_t out, int64_t in, int bits,
            int64_t tokens, const Timing& timing, int64_t bytes, double times_faster = 0);
@@ -246,6 +251,73 @@ void Bench::layer(const char* model, int64_t out, int64_t in, int bits) {
     verify(matrix, input, y, tokens, what);
     add("linear", model, out, in, bits, tokens, timing, weights[0].bytes() + 4 * tokens * (in + out));
   }
+  if (out > in) crossing(model, weights, matrix);
+}
+
+// What CudaBackend::kDecodeTokens is chosen by.
+void Bench::crossing(const char* model, const std::vector<Weight>& weights, const AffineMatrix& matrix) {
+  const int64_t out = matrix.out_features, in = matrix.in_features;
+  int64_t from = 0;  // this many tokens on, decoding is faster
+  Random random(3);
+  for (const int64_t tokens : plan_.crossing) {
+    const std::vector<float> input = random.floats(tokens * in);
+    const Tensor x = Tensor::from_floats(backend_, input, {tokens, in}),
+                 y(backend_, DType::f32, {tokens, out});
+    double seconds[2] = {};
+    for (const bool decoded : {false, true}) {
+      backend_.decode_from(decoded ? 1 : INT64_MAX);
+      const Timing timing = time_calls(machine_, int64_t(weights.size()), plan_.repeats / 2, [&](int64_t i) {
+        weights[size_t(i)].visit([&]<class View>(const View& view) {
+          backend_.run(Linear<View>{.x = x.view(), .weight = view, .y = y.view()});
+        });
+      });
+      seconds[decoded] = timing.median;
+      add(decoded ? "linear, decoded" : "linear, codes", model, out, in, matrix.bits, tokens, timing,
+          weights[0].bytes() + 4 * tokens * (in + out));
+    }
+    backend_.decode_from(CudaBackend::kDecodeTokens);
+    if (seconds[1] >= seconds[0])
+      from = 0;
+    else if (from == 0)
+      from = tokens;
+  }
+  const std::string found =
+      from > 0 ? str("from ", from, " tokens on") : str("at none of these numbers of tokens");
+  std::printf("%ldx%ld, %d bits: decoding is faster %s (kDecodeTokens is %ld)\n", long(out), long(in),
+              matrix.bits, found.c_str(), long(CudaBackend::kDecodeTokens));
+}
+
+// One row behind a long past, as decoding has it, all of whose keys and values come from memory.
+void Bench::attention(const OptShape& shape, DType type) {
+  const int64_t head_dim = shape.hidden / shape.heads, pages = plan_.past / kPagePositions + 1;
+  const Shape cache_shape{pages, 2, shape.heads, cache_page_elements(type, head_dim)};
+  const int64_t bytes = cache_shape.elements() * size_of(type);
+  Random random(4);
+  const std::vector<float> values = random.floats(shape.hidden);
+  const Tensor q = Tensor::from_floats(backend_, values, {1, shape.hidden}),
+               out = Tensor::from_floats(backend_, values, {1, shape.hidden});
+  std::vector<int32_t> order(static_cast<size_t>(pages));
+  std::iota(order.begin(), order.end(), 0);
+  // Floats between 1 and 2, and as many bytes of the same memory as codes and scales.
+  std::vector<Tensor> memory;
+  for (int64_t total = 0; total < plan_.rotated_bytes || memory.empty(); total += bytes)
+    memory.push_back(Tensor::from_floats(backend_, random.floats(bytes / 4, 1, 2), {bytes / 4}));
+  const AttentionSpan span{0, 1, int32_t(plan_.past), order.data()};
+  const Timing timing = time_calls(machine_, int64_t(memory.size()), plan_.repeats, [&](int64_t i) {
+    backend_.run(Attention{
+        .q = q.view(),
+        .k = q.view(),
+        .v = q.view(),
+        .cache = OutputView(memory[size_t(i)].view().as<void>(), type, cache_shape, backend_.device()),
+        .spans = {&span, 1},
+        .heads = shape.heads,
+        .scale = 1 / std::sqrt(float(head_dim)),
+        .out = out.view()});
+  });
+  for (const float value : out.to_floats())
+    if (!std::isfinite(value)) throw RuntimeFailure(str(shape.name, ": attention is not finite"));
+  add(type == DType::f32 ? "attention" : "attention, codes", shape.name, plan_.past + 1, shape.hidden,
+      type == DType::f32 ? 32 : 8, 1, timing, bytes);
 }
 
 /// The layers of a decoder with random weights and the head behind them. Layers that together are far beyond the cache stand
@@ -373,6 +445,7 @@ nlohmann::json Bench::run() {
       for (const int bits : {4, 3, 2}) layer(shape.name, out, in, bits);
     }
   for (const OptShape& shape : plan_.shapes) {
+    for (const DType cache : {DType::f32, DType::u8}) attention(shape, cache);
     for (const int bits : {4, 3, 2}) whole("decode", shape, bits, 1);
     whole("prompt", shape, 4, plan_.prompt);
   }
@@ -387,7 +460,7 @@ int run(const std::string& commit, const std::string& date, const std::string& o
   const auto backend = make_cuda_backend({.device = "cuda"}),
              steady = make_cuda_backend({.device = "cuda", .deterministic = true});
   Plan plan;
-  if (small) plan = {kTiny, {1, 9}, 1 << 16, 1 << 20, 3, 20};
+  if (small) plan = {kTiny, {1, 9}, 1 << 16, 1 << 20, 3, 20, {64, 96}, 40};
   auto& cuda_backend = static_cast<CudaBackend&>(*backend);
   const nlohmann::json rows = Bench(cuda_backend, static_cast<CudaBackend&>(*steady), plan).run();
   const cuda::MachineFacts& facts = cuda_backend.machine().facts();

@@ -55,15 +55,14 @@ TEST(SimtDeterministic, OutliersAndTables) {
 }
 
 /// What a sequence's rows attend to, fed in chunks behind another sequence of `beside` rows.
-std::vector<float> attended(const std::vector<int32_t>& chunks, int32_t beside, bool deterministic) {
+std::vector<float> attended(const std::vector<int32_t>& chunks, int32_t beside, bool deterministic,
+                            DType type = DType::f32) {
   constexpr int64_t kHeads = 2, kHeadDim = 64, kWidth = kHeads * kHeadDim, kRows = 40;
   const auto backend = emulated_backend("f32", deterministic);
   Random random(6), others(7);
   const std::vector<float> all = random.floats(3 * kRows * kWidth);
   const std::vector<int32_t> pages{4, 1, 2}, other_pages{0, 3, 5};
-  const Shape cache_shape{6, 2, kHeads, kHeadDim * kPagePositions};
-  const Tensor cache =
-      Tensor::from_floats(*backend, std::vector<float>(size_t(cache_shape.elements())), cache_shape);
+  const Tensor cache(*backend, type, {6, 2, kHeads, cache_page_elements(type, kHeadDim)});
   std::vector<float> result;
   int32_t past = 0;
   for (const int32_t rows : chunks) {
@@ -97,6 +96,9 @@ TEST(SimtDeterministic, AttentionFromAnyChunks) {
   const std::vector<float> whole = attended({40}, 0, true);
   EXPECT_TRUE(same_bits(attended({17, 1, 22}, 0, true), whole));
   EXPECT_TRUE(same_bits(attended({9, 31}, 18, true), whole));
+  const std::vector<float> of_codes = attended({40}, 0, true, DType::u8);
+  EXPECT_TRUE(same_bits(attended({17, 1, 22}, 0, true, DType::u8), of_codes));
+  EXPECT_TRUE(same_bits(attended({9, 31}, 18, true, DType::u8), of_codes));
   EXPECT_FALSE(same_bits(attended({9, 31}, 0, false), attended({40}, 0, false)));
 }
 

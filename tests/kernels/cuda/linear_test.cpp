@@ -57,7 +57,15 @@ TEST_P(SimtLinear, GroupsOf128OfAnyNumberOfTokens) {
   expect_near({272, 1024}, 128, {1, 2, 5, 8, 9, 16, 17, 32, 33, 64});
 }
 TEST_P(SimtLinear, MoreTokensThanATileHolds) {
-  expect_near({48, 256}, 64, {65, 129});
+  expect_near({48, 256}, 64, {65, 129, 200});
+}
+// 65 to 128 tokens at once: groups of whole chunks and of parts of one, a last stage of one unit or three, blocks of rows that
+// several blocks of the grid share, and with 8 bits in groups of 16 more shared memory than there is.
+TEST_P(SimtLinear, WideTiles) {
+  expect_near({272, 1024}, 128, {70, 128});
+  for (const int64_t group_size : {16, 96, 768}) expect_near({40, 768}, group_size, {66});
+  expect_near({130, 320}, 64, {97});
+  expect_near({17, 176}, 16, {80});
 }
 TEST_P(SimtLinear, GroupsOfEverySize) {
   for (const int64_t group_size : {16, 32, 48, 64, 96, 192, 256, 768})
@@ -271,17 +279,20 @@ TEST(SimtLinearTraffic, WeightsAreReadOnceAndRowsOfXLieInDifferentBanks) {
   Random random(11);
   const AffineMatrix matrix = test::random_affine(random, 4, 256, 2048, 128);
   const auto weight = test::packed(*backend, matrix);
-  const std::vector<float> x = random.floats(2048);
-  simt::take_counts();
-  run(*backend, x, weight.view, {}, 1);
-  const simt::Counts counts = simt::take_counts();
   const int64_t weights = 256 * 2048;
-  EXPECT_EQ(counts.multiplies, weights / 256);
-  EXPECT_EQ(counts.matrix_loads, weights / 512);
-  EXPECT_EQ(counts.matrix_conflicts, 0);
-  // Codes, scales and zero points once; for each of 2 · 8 stages x of eight tokens and its sums.
-  EXPECT_EQ(counts.copied_bytes, weights / 2 + weights / 128 * 3 + 16 * (8 * 256 * 2 + 2 * 8 * 4));
-  EXPECT_EQ(counts.launches, 2);
+  for (const int64_t tokens : {1, 128}) {
+    const std::vector<float> x = random.floats(tokens * 2048);
+    simt::take_counts();
+    run(*backend, x, weight.view, {}, tokens);
+    const simt::Counts counts = simt::take_counts();
+    const int64_t tiles = (tokens + 7) / 8;
+    EXPECT_EQ(counts.multiplies, weights / 256 * tiles);
+    EXPECT_EQ(counts.matrix_loads, weights / 512 * tiles);
+    EXPECT_EQ(counts.matrix_conflicts, 0);
+    // Codes, scales and zero points once; for each of 2 · 8 stages x of all tokens, eight at least, and its sums.
+    EXPECT_EQ(counts.copied_bytes, weights / 2 + weights / 128 * 3 + 16 * 8 * tiles * (256 * 2 + 2 * 4));
+    EXPECT_EQ(counts.launches, 2);
+  }
 }
 
 // Layers that share an input on the device round it once, until anything may have changed it.

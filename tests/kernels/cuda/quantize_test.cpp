@@ -5,11 +5,11 @@
 #include <cmath>
 #include <filesystem>
 
+#include "engine/io/json.h"
 #include "engine/io/quantized.h"
-#include "models/registry.h"
 #include "quantize/named_recipe.h"
-#include "quantize/quantizer.h"
-#include "tests/support/random_calibration.h"
+#include "quantize/records.h"
+#include "tests/support/quantize_on.h"
 #include "tests/support/simt/emulated_backend.h"
 #include "tests/support/temp_folder.h"
 
@@ -17,47 +17,11 @@ namespace ballast {
 namespace {
 
 namespace fs = std::filesystem;
+using test::quantize_on;
+using test::Quantized;
+using test::shortened;
+
 const fs::path kGolden = fs::path(BALLAST_SOURCE_DIR) / "tests/golden";
-constexpr int64_t kSamples = 3, kLength = 16;
-
-struct Quantized {
-  QuantizeReport report;
-  Checkpoint checkpoint;
-};
-
-Quantized quantize_on(Backend& backend, const fs::path& source, const fs::path& folder,
-                      const Recipe& recipe) {
-  const Checkpoint checkpoint = Checkpoint::open(source);
-  const auto model = load_model(checkpoint, backend);
-  const nn::ModelFacts& facts = model->facts();
-  const CalibrationTokens tokens = facts.image ? test::random_images(*facts.image, kSamples)
-                                               : test::random_tokens(kSamples, kLength, facts.vocab);
-  CheckpointWriter writer(folder, {.overwrite = true});
-  QuantizeReport report = quantize_model({.source = checkpoint,
-                                          .backend = backend,
-                                          .model = *model,
-                                          .recipe = recipe,
-                                          .tokens = tokens,
-                                          .writer = writer});
-  return {std::move(report), Checkpoint::open(folder)};
-}
-
-/// `source` with its first blocks only.
-fs::path shortened(const fs::path& source, int64_t blocks, const fs::path& folder) {
-  const Checkpoint whole = Checkpoint::open(source);
-  nlohmann::json config = whole.config();
-  const auto all = config.at("num_hidden_layers").get<int64_t>();
-  CheckpointWriter writer(folder, {.overwrite = true});
-  for (const StoredTensor& tensor : whole.tensors()) {
-    bool beyond = false;
-    for (int64_t index = blocks; index < all; ++index)
-      beyond |= tensor.name.find(str(".", index, ".")) != std::string::npos;
-    if (!beyond) writer.copy(whole, tensor);
-  }
-  config["num_hidden_layers"] = blocks;
-  writer.finish(config);
-  return folder;
-}
 
 struct Layer {
   LayerReport report;
@@ -93,8 +57,8 @@ class SimtQuantize : public testing::TestWithParam<const char*> {
   /// the mean error of the layers may then be another by a quarter. `bias_slack`: relative, of biases beside that.
   void expect_same(const Recipe& recipe, double tied, int64_t blocks = 2, double bias_slack = 1e-3) {
     const fs::path source = shortened(kGolden / GetParam(), blocks, folder_ / "source");
-    const auto cpu = layers_of(quantize_on(*cpu_, source, folder_ / "cpu", recipe));
-    const auto cuda = layers_of(quantize_on(*cuda_, source, folder_ / "cuda", recipe));
+    const auto cpu = layers_of(quantize_on(*cpu_, source, folder_ / "cpu", {recipe}));
+    const auto cuda = layers_of(quantize_on(*cuda_, source, folder_ / "cuda", {recipe}));
     ASSERT_EQ(cuda.size(), cpu.size());
     ASSERT_FALSE(cpu.empty());
     bool same = true;
@@ -207,6 +171,37 @@ TEST_P(SimtQuantizeText, OtherMethods) {
     if (std::string(method) == "comq") recipe.options.sweeps = 2;
     // SpQR rounds the scales of 16 rows together, a fifth of the widest layer.
     expect_same(recipe, std::string(method) == "spqr" ? 0.25 : kTied, 1);
+  }
+}
+
+// What is in the journal came from the device and goes back there: the same files, wherever the run was stopped.
+TEST_P(SimtQuantize, StoppedAndResumed) {
+  const fs::path source = shortened(kGolden / GetParam(), 1, folder_ / "source");
+  Recipe recipe = recipe_of("gptq", 3);
+  recipe.asymmetric = recipe.correct_drift = true;
+  RunFingerprint fingerprint;
+  add_recipe(fingerprint, recipe);
+  const auto weights_in = [&](const char* name) {
+    return read_file(folder_ / name / "model.safetensors", uint64_t(1) << 30);
+  };
+  const auto modules = int64_t(
+      quantize_on(*cuda_, source, folder_ / "whole", {.recipe = recipe, .samples = 2}).report.layers.size());
+  const std::string expected = weights_in("whole");
+  for (const int64_t stop : {int64_t(2), modules - 1}) {
+    SCOPED_TRACE(stop);
+    const fs::path work = folder_ / str("work-", stop);
+    int64_t resumed = 0;
+    {
+      Journal journal(work, fingerprint, Journal::Found::resume);
+      EXPECT_THROW(quantize_on(*test::emulated_backend(), source, folder_ / "cut",
+                               {.recipe = recipe, .samples = 2, .journal = &journal, .stop = stop}),
+                   test::QuantizeStop);
+    }
+    Journal journal(work, fingerprint, Journal::Found::resume);
+    quantize_on(*test::emulated_backend(), source, folder_ / "cut",
+                {.recipe = recipe, .samples = 2, .journal = &journal, .resumed = &resumed});
+    EXPECT_EQ(resumed, stop);
+    EXPECT_TRUE(weights_in("cut") == expected);
   }
 }
 

@@ -41,12 +41,12 @@ struct Machine::State {};
 Machine::Machine() {
   // Few multiprocessors: with more, the small layers of tests would have a block of their own for every item.
   facts_ = {.name = "block emulator",
-            .major = 8,
+            .major = 9,
             .minor = 0,
             .multiprocessors = 3,
             .memory_bytes = int64_t(1) << 34,
             .cache_bytes = int64_t(1) << 20,
-            .shared_bytes = 163 << 10};
+            .shared_bytes = 227 << 10};
 }
 Machine::~Machine() {
   queue_.flush_quietly();
