@@ -71,6 +71,8 @@ TABLES = [
     ("SpQR, 2 bits in groups of 16, few outliers", ["--bits", "2", "--outlier-threshold", "5"], SPQR + OAC["SpQR"]),
     ("SpQR, 3 bits in groups of 16", ["--bits", "3"], SPQR),
     ("BiLLM", [], ["BiLLM", "BiLLM + joint + drift"] + OAC["BiLLM"]),
+    ("3 bits, groups of 64, the head included", ["--bits", "3", "--group-size", "64", "--head-bits", "3"], RECIPES),
+    ("Widths chosen by layer: 3.297 bits on average, as many as with 3 bits everywhere", ["--target-bits", "3.297", "--group-size", "64"], RECIPES),
     ("Widths chosen by layer: 3 bits on average", ["--target-bits", "3", "--group-size", "64"], RECIPES),
     ("Widths chosen by layer: 2.5 bits on average", ["--target-bits", "2.5", "--group-size", "64"], RECIPES),
     ("3 bits, groups of 128", ["--bits", "3", "--group-size", "128"], ["GPTQ", *RECIPES]),
