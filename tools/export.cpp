@@ -49,11 +49,6 @@ bool is_compensation(const std::string& tensor) {
   return tensor.ends_with(kCompensationSuffix) || tensor.ends_with(kPositionCompensationSuffix);
 }
 
-/// Of AffineMatrix::with_whole_zeros.
-int wider(int bits) {
-  return AffineMatrix{.bits = bits, .half_zeros = true}.with_whole_zeros().bits;
-}
-
 class Exporter {
  public:
   Exporter(const ExportOptions& options, const Checkpoint& source)
@@ -68,7 +63,7 @@ class Exporter {
       throw Error(fmt::format("{}: holds weights in the encoding {}, which has no published layout",
                               options.model, encoding));
     }
-    if (!config_.encodings.empty()) config_.bits = wider(config_.bits), config_.symmetric = false;
+    if (!config_.encodings.empty()) config_.symmetric = false;
     for (PackedModule& module : packed_modules(source, config_)) modules_.emplace(module.name, module);
     if (modules_.empty()) throw Error(options.model + ": no module is stored in a quantized layout");
   }
@@ -80,6 +75,7 @@ class Exporter {
  private:
   void write_module(CheckpointWriter& writer, const PackedModule& module);
   void check_holds(const std::string& name, const AffineMatrix& matrix) const;
+  int commonest_bits() const;
   json quantization_config() const;
   std::vector<std::string> float_linears() const;
 
@@ -88,7 +84,7 @@ class Exporter {
   PackedLayout layout_;
   PackedConfig stored_, config_;  // of the source, of the output
   std::map<std::string, PackedModule> modules_;
-  std::vector<PackedException> exceptions_;
+  std::vector<PackedException> written_;  // what every module became
   int64_t dropped_ = 0, rounded_ = 0;
   double bits_ = 0, weights_ = 0;
 };
@@ -162,9 +158,11 @@ void Exporter::write_module(CheckpointWriter& writer, const PackedModule& module
   const double weights = double(matrix.out_features) * double(matrix.in_features);
   weights_ += weights, bits_ += matrix.bits_per_weight() * weights;
   const bool per_row = matrix.group_size == matrix.in_features;
-  const bool usual = matrix.bits == config_.bits &&
-                     (config_.group_size == -1 ? per_row : matrix.group_size == config_.group_size);
-  if (!usual) exceptions_.push_back({module.name, layout_, matrix.bits, per_row ? -1 : matrix.group_size});
+  const bool usual_group = config_.group_size == -1 ? per_row : matrix.group_size == config_.group_size;
+  written_.push_back({module.name, layout_, matrix.bits,
+                      usual_group ? config_.group_size
+                      : per_row   ? -1
+                                  : matrix.group_size});
   for (const char* part : {".scales", ".weight_scale"})
     if (const StoredTensor* scales = source_.find(module.name + part)) rounded_ += scales->dtype != "F16";
 }
@@ -187,10 +185,22 @@ std::vector<std::string> Exporter::float_linears() const {
   return names;
 }
 
+// Half zero points have made codes wider, not of all modules.
+int Exporter::commonest_bits() const {
+  std::map<int, int64_t> modules;
+  for (const PackedException& module : written_) ++modules[module.bits];
+  return std::max_element(modules.begin(), modules.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
+}
+
 json Exporter::quantization_config() const {
   PackedConfig config = config_;
   config.layout = layout_;
-  json object = packed_config_json(config, exceptions_, float_linears());
+  std::vector<PackedException> exceptions;
+  for (const PackedException& module : written_)
+    if (module.bits != config.bits || module.group_size != config.group_size) exceptions.push_back(module);
+  json object = packed_config_json(config, exceptions, float_linears());
   if (layout_ != PackedLayout::pack_quantized) object["lm_head"] = modules_.contains("lm_head");
   if (const json* before = json_find(source_.config(), "quantization_config", options_.model))
     for (const char* key : kProvenance)
@@ -222,6 +232,7 @@ json Exporter::write(CheckpointWriter& writer) {
     write_module(writer, module);
   }
   copy_until(nullptr);
+  if (!config_.encodings.empty()) config_.bits = commonest_bits();
   writer.copy_side_files(source_.folder());
   const json quantization = quantization_config();
   json config = source_.config();

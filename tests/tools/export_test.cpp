@@ -107,6 +107,25 @@ TEST(ExportCommand, HalfZeroPointsBecomeWholeOnesOfTheSameWeights) {
   }
 }
 
+// Where few modules had half zero points the width of the others is the usual one.
+TEST(ExportCommand, TheCommonestWidthIsTheUsualOne) {
+  const TempFolder folder;
+  for (const int bits : {8, 6, 3}) {
+    const std::string own = (folder / str("own", bits)).string();
+    Outcome run = ballast({"quantize", "-m", kDemo, "-o", own, "--recipe", "fast", "--bits",
+                           std::to_string(bits), "--override", "fc1=2", "--samples", "2", "--length", "64",
+                           "--calibration", std::string(kDemo) + "/sample.txt"});
+    ASSERT_EQ(run.code, 0) << run.err;
+    for (const char* layout : {"gptq_v2", "compressed-tensors"}) {
+      const fs::path other = folder / str(layout, bits);
+      run = exported(own, other, layout, {"--json"});
+      ASSERT_EQ(run.code, 0) << run.err;
+      EXPECT_EQ(run.json().at("bits"), bits == 3 ? 3 : 8);
+      EXPECT_EQ(window_nll(own), window_nll(other)) << layout << bits;
+    }
+  }
+}
+
 TEST(ExportCommand, BiasesWithTheirCompensationAreCopied) {
   const TempFolder folder;
   const std::string own = quantized(folder, "own", {"--bits", "3"});
