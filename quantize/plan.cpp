@@ -39,17 +39,26 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
   const Method& method = method_named(recipe.method);
   for (const StoredTensor& tensor : source.tensors()) plan.output_bytes += tensor.bytes;
   const double tokens = double(samples * length);
-  double bits = 0;
+  double bits = 0, least_bits = 0;  // least: with the smallest widths, whatever the target
+  std::vector<uint8_t> matched(recipe.overrides.size());
   uint64_t largest_layer = 0, largest_input = 0, block_bytes = 0;
   const auto count = [&](const nn::Linear& layer, const GridOptions& grid, bool shares_input) {
     const double in = double(layer.in_features()), out = double(layer.out_features());
     plan.gigaflops += (2 * tokens * in * out * 1.5 + (shares_input ? 0 : tokens * in * in)) * 1e-9;
+    for (size_t i = 0; i < matched.size(); ++i)
+      if (std::regex_search(layer.name, recipe.overrides[i].regex)) matched[i] = 1;
     if (grid.bits == 0) return;
     if (!source.find(layer.name + ".weight") && !has_quantized_weight(source, layer.name))
       throw Error(str(source.folder().string(), ": ", layer.name,
                       " is not stored as a matrix of its own, so it cannot be quantized"));
-    const double per_weight = recipe.target_bits > 0 ? recipe.target_bits
-                                                     : method.stored_bits(int64_t(out), int64_t(in), grid, recipe.options);
+    const double per_weight = recipe.target_bits > 0
+                                  ? recipe.target_bits
+                                  : method.stored_bits(int64_t(out), int64_t(in), grid, recipe.options);
+    if (recipe.target_bits > 0) {
+      GridOptions least = grid;
+      least.bits = std::min(least.bits, 2);
+      least_bits += method.stored_bits(int64_t(out), int64_t(in), least, recipe.options) * in * out;
+    }
     ++plan.modules;
     plan.weights += int64_t(in * out);
     bits += per_weight * in * out;
@@ -78,8 +87,7 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
           const std::string original = layer->name;
           const size_t at = original.find(first);
           if (at != std::string::npos)
-            layer->name =
-                original.substr(0, at) + str(".", index, ".") + original.substr(at + first.size());
+            layer->name = original.substr(0, at) + str(".", index, ".") + original.substr(at + first.size());
           count(*layer, recipe.grid_for(layer->name, layer->in_features()),
                 layer != layers.front() && layer != layers.back());
           layer->name = original;
@@ -94,6 +102,11 @@ QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const
   }
   plan.journal_bytes += uint64_t(tokens * 4);
   plan.bits_per_weight = plan.weights > 0 ? bits / double(plan.weights) : 0;
+  if (recipe.target_bits * double(plan.weights) * (1 + 1e-12) < least_bits)
+    throw Error(str("--target-bits is ", recipe.target_bits, ", but the smallest widths already take ",
+                    least_bits / double(plan.weights), " bits per weight with their scales and zero points"));
+  for (size_t i = 0; i < matched.size(); ++i)
+    if (!matched[i]) plan.unmatched.push_back(recipe.overrides[i].pattern);
   plan.peak_memory_bytes = stream_bytes(model.facts(), recipe, samples, length) +
                            largest_input * largest_input * matrix_bytes_per_element(recipe) +
                            // Weights, the walk's copy or the difference, codes and what is being written.

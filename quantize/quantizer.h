@@ -39,12 +39,13 @@ QuantizeReport quantize_model(const QuantizeJob& job);
 /// What the job would produce, from shapes alone. Error when a group size does not divide a layer.
 struct QuantizePlan {
   int64_t modules = 0;
-  int64_t weights = 0;             ///< in the modules to be quantized
-  double bits_per_weight = 0;      ///< mean over them
-  uint64_t output_bytes = 0;       ///< of tensor data
-  uint64_t journal_bytes = 0;      ///< of a journal that holds every module and the calibration tokens
-  uint64_t peak_memory_bytes = 0;  ///< estimate: streams, statistics and copies of the largest layer
-  double gigaflops = 0;            ///< estimate of the arithmetic
+  int64_t weights = 0;                 ///< in the modules to be quantized
+  double bits_per_weight = 0;          ///< mean over them
+  uint64_t output_bytes = 0;           ///< of tensor data
+  uint64_t journal_bytes = 0;          ///< of a journal that holds every module and the calibration tokens
+  uint64_t peak_memory_bytes = 0;      ///< estimate: streams, statistics and copies of the largest layer
+  double gigaflops = 0;                ///< estimate of the arithmetic
+  std::vector<std::string> unmatched;  ///< patterns of --override and --skip that no module's name matches
 };
 QuantizePlan plan_quantization(const Checkpoint& source, nn::Model& model, const Recipe& recipe,
                                int64_t samples, int64_t length);

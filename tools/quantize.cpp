@@ -397,6 +397,8 @@ void quantize(QuantizeOptions options, const GlobalOptions& global) {
   // Planned in any case: what cannot be quantized is refused before calibration takes its time.
   const QuantizePlan plan = plan_quantization(
       checkpoint, *model, recipe, vision ? options.samples * options.views : options.samples, length);
+  for (const std::string& pattern : plan.unmatched)
+    spdlog::warn("\"{}\" of --override or --skip matches no module", pattern);
   if (options.dry_run) return show_plan(options, plan, recipe);
 
   refuse_same_folder(options);
@@ -471,7 +473,7 @@ Subcommand add_quantize(CLI::App& root, const GlobalOptions& global) {
   option("-m,--model", options->model, "DIR", "Folder of the float model")->required();
   option("-o,--output", options->output, "DIR", "Folder to write");
   option("--bits", recipe.grid.bits, "N",
-         "Bits per weight: 2, 3, 4, 6 (kept in 8) or 8; billm has no choice");
+         "Bits per weight: 2, 3, 4, 6 (kept in 8) or 8; with billm 1, or left out");
   option("--activation-bits", recipe.activation_bits, "N",
          "Also round activations to 8, 6 or 4 bits (image classifiers): inputs of linear layers, both "
          "operands of "

@@ -113,5 +113,17 @@ TEST_F(TargetBitsCommand, TuningIsReportedAndRefusedWhereNothingCanBeMoved) {
   EXPECT_TRUE(refused(run({"--bits", "3", "--compensate", "none", "--tune", "1"}), "--tune moves biases"));
 }
 
+// Before anything is calibrated: there is no such file.
+TEST_F(TargetBitsCommand, TooFewBitsAreRefusedAtOnce) {
+  EXPECT_TRUE(refused(ballast({"quantize", "-m", kDemo, "-o", (folder_ / "few").string(), "--target-bits",
+                               "2.1", "--group-size", "64", "--dry-run"}),
+                      "the smallest widths already take 2.28"));
+  const Outcome run = ballast({"quantize", "-m", kDemo, "-o", (folder_ / "typo").string(), "--bits", "3",
+                               "--dry-run", "--override", "fc3=2", "--skip", "fc1"});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_NE(run.err.find("\"fc3\" of --override or --skip matches no module"), std::string::npos) << run.err;
+  EXPECT_EQ(run.err.find("\"fc1\""), std::string::npos) << run.err;
+}
+
 }  // namespace
 }  // namespace ballast
