@@ -65,7 +65,9 @@ TEST(SimtChooseTokens, FindsWhatTheCpuFinds) {
       const ChosenToken &here = expected.chosen[row], &there = actual.chosen[row];
       ASSERT_EQ(there.top, here.top);
       ASSERT_NEAR(there.total, here.total, double(usable) * 0x1p-53 * here.total);
-      if (choices[row].candidates == 0) ASSERT_EQ(there.token, here.token);
+      if (choices[row].candidates == 0) {
+        ASSERT_EQ(there.token, here.token);
+      }
       for (int64_t i = 0; i < std::min<int64_t>(choices[row].candidates, usable); ++i) {
         const size_t at = row * size_t(ChooseTokens::kMostCandidates) + size_t(i);
         ASSERT_EQ(actual.candidates[at].id, expected.candidates[at].id) << i;

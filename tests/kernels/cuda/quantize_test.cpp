@@ -105,8 +105,8 @@ class SimtQuantize : public testing::TestWithParam<const char*> {
   std::unique_ptr<Backend> cuda_ = test::emulated_backend();
 };
 constexpr double kTied = 0.1;
-INSTANTIATE_TEST_SUITE_P(, SimtQuantize, testing::Values("opt/plain", "vit/vit"), [](const auto& info) {
-  return std::string(info.param).starts_with("opt") ? "Opt" : "Vit";
+INSTANTIATE_TEST_SUITE_P(, SimtQuantize, testing::Values("opt/plain", "vit/vit"), [](const auto& name) {
+  return std::string(name.param).starts_with("opt") ? "Opt" : "Vit";
 });
 
 // Codes that see no inputs; biases do.
