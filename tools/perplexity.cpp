@@ -89,6 +89,7 @@ nlohmann::json json_of(const TextOptions& options, const PerplexityResult& resul
                            {"protocol", options.protocol},
                            {"dataset", options.dataset},
                            {"context", result.context},
+                           {"activations", options.activations},
                            {"kv_cache_dtype", name_of(options.measure.cache_type)},
                            {"stride", result.stride},
                            {"first_window", options.measure.first_window},

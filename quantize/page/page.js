@@ -60,7 +60,7 @@ function widthOf(facts) {
 function place(layer) {
   const parts = layer.name.split("."), at = parts.findIndex(part => /^\d+$/.test(part));
   if (at < 0) return {layer, block: null, kind: parts[parts.length - 1], short: layer.name};
-  const kind = parts.slice(at + 1).join(".").replace(/^(self_attn|attention|attn|mlp)\./, "");
+  const kind = parts.slice(at + 1).join(".").replace(/^((self_attn|attn|mlp)\.|attention\.(?=attention\.))/, "");
   return {layer, block: Number(parts[at]), kind, short: `${parts[at]}.${kind}`};
 }
 // A layer's field as shown: groups as long as a row are whole rows, whatever the row's length.
