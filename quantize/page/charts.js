@@ -77,8 +77,9 @@ const logarithmic = (low, high, from, to) => {
   const scale = linear(Math.log(low), Math.log(high), from, to);
   return value => scale(Math.log(Math.max(value, low)));
 };
-// Decades alone when there are many; else with steps between that leave at least a few ticks.
+// Decades alone when there are many; else with steps between that leave at least a few ticks, even ones in a narrow range.
 function logTicks(low, high, most) {
+  if (high > low && high < 2 * low) return linearTicks(low, high, most);
   for (const steps of [[1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); ++power)
