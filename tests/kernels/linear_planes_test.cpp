@@ -212,16 +212,7 @@ TEST_P(LinearPlanes, TokensThatAreNotFinite) {
       x[8 * kIn] = nan;
       const std::vector<float> y = run(*backend, x, weight.view, extras, kTokens);
       const std::vector<float> floats = run(*backend, x, dense.view, extras, kTokens);
-      for (int64_t t = 0; t < kTokens; ++t)
-        for (int64_t row = 0; row < kOut; ++row) {
-          const size_t at = size_t(t * kOut + row);
-          const bool special = t == 2 || t == 3 || t == 8;
-          if (special && std::isnan(floats[at])) {
-            ASSERT_TRUE(std::isnan(y[at])) << t << ", " << row;
-          } else {
-            ASSERT_EQ(y[at], special ? floats[at] : finite[at]) << t << ", " << row;
-          }
-        }
+      ASSERT_NO_FATAL_FAILURE(test::expect_floats_of_special_tokens(y, floats, finite, {2, 3, 8}, kOut));
       // Alone too, and where the residual is the output.
       std::vector<float> alone(x.begin() + 2 * kIn, x.begin() + 3 * kIn),
           out(extras.residual.begin(), extras.residual.begin() + kOut);

@@ -196,6 +196,21 @@ inline std::vector<float> first_rows(const std::vector<float>& y, int64_t rows, 
   return {y.begin(), y.begin() + rows * width};
 }
 
+/// `y` equals `floats` for the `special` tokens (NaN where those are NaN), `finite` for the others.
+inline void expect_floats_of_special_tokens(const std::vector<float>& y, const std::vector<float>& floats,
+                                            const std::vector<float>& finite,
+                                            const std::vector<int64_t>& special_tokens, int64_t out) {
+  for (size_t at = 0; at < y.size(); ++at) {
+    const int64_t t = int64_t(at) / out, row = int64_t(at) % out;
+    const bool special = std::count(special_tokens.begin(), special_tokens.end(), t) > 0;
+    if (special && std::isnan(floats[at])) {
+      ASSERT_TRUE(std::isnan(y[at])) << t << ", " << row;
+    } else {
+      ASSERT_EQ(y[at], special ? floats[at] : finite[at]) << t << ", " << row;
+    }
+  }
+}
+
 inline constexpr int64_t kTokenCounts[] = {1, 2, 3, 5, 6, 7, 12, 13, 193};
 inline constexpr int64_t kMostTokens = 400;
 
