@@ -28,6 +28,12 @@ class MemoryReader {
   std::vector<uint64_t> buffer_;
 };
 
+/// True when reads before and after a measurement say that the host left this machine's processors where they were
+/// meanwhile. Otherwise neither is the rate that belongs to it.
+inline bool steady(double before, double after) {
+  return std::min(before, after) >= 0.8 * std::max(before, after);
+}
+
 /// Fused multiply-adds of f32 per second that all threads reach with operands in registers, the best of several
 /// runs; vectors as wide as the processor has.
 double peak_multiply_adds(Backend& backend);

@@ -152,14 +152,18 @@ class Session {
   template <class Body>
   void measure(BenchRow& row, Body&& body) {
     double before = read_rate();
-    for (int64_t round = 0; round < options_.repeat; ++round) {
-      progress_(str(row.test, ", run ", round + 1, " of ", options_.repeat));
+    while (int64_t(row.rates.values.size()) < options_.repeat) {
+      progress_(str(row.test, ", run ", row.rates.values.size() + 1, " of ", options_.repeat));
       const double start = now();
       body();
-      row.rates.add(double(row.tokens) / (now() - start));
-      const double after = read_rate();
-      row.read_rates.add(std::max(before, after));
-      before = after;
+      const double rate = double(row.tokens) / (now() - start), after = read_rate();
+      const double earlier = std::exchange(before, after);
+      if (!steady(earlier, after) && row.unsteady < options_.repeat) {
+        ++row.unsteady;
+        continue;
+      }
+      row.rates.add(rate);
+      row.read_rates.add(std::max(earlier, after));
     }
   }
 
@@ -224,6 +228,13 @@ double BenchRow::share_of_read() const {
   return shares.median();
 }
 
+nlohmann::json BenchRow::runs() const {
+  nlohmann::json array = nlohmann::json::array();
+  for (size_t run = 0; run < rates.values.size(); ++run)
+    array.push_back({{"tokens_per_second", rates.values[run]}, {"read_gb_s", read_rates.values[run] * 1e-9}});
+  return array;
+}
+
 nlohmann::json BenchRow::json() const {
   return {{"test", test},
           {"tokens", tokens},
@@ -235,6 +246,8 @@ nlohmann::json BenchRow::json() const {
           {"cache_bytes_per_token", cache_bytes_per_token},
           {"bandwidth_gb_s", bandwidth()},
           {"read_gb_s", read_rates.median() * 1e-9},
+          {"unsteady_runs", unsteady},
+          {"runs", runs()},
           {"share_of_read", share_of_read()},
           {"share_of_fma_peak", share_of_peak()}};
 }

@@ -25,16 +25,17 @@ struct TokenCost {
   double weight_bytes = 0;
   double block_multiply_adds = 0;  ///< of the linear layers, without the head
   double head_multiply_adds = 0;
-  double cache_bytes = 0;                  ///< keys and values of one earlier position
+  double cache_bytes = 0;  ///< keys and values of one earlier position
 };
 TokenCost token_cost(nn::Model& model, CacheType cache_type);
 
 struct BenchRow {
   std::string test;  ///< "pp512", "tg64 @ d1024"
   int64_t tokens = 0, depth = 0;
-  Samples rates;  ///< tokens per second of every run
-  Samples
-      read_rates;  ///< bytes per second of memory reads beside every run: the better of just before and after
+  Samples rates;       ///< tokens per second of every run
+  Samples read_rates;  ///< bytes per second of memory reads beside every run: the better of before and after
+  int64_t unsteady =
+      0;  ///< runs left out, and made again, because reads before and after them differed by much
   double bytes_per_token = 0, cache_bytes_per_token = 0;
   double multiply_adds_per_token = 0;
   double peak = 0;  ///< multiply-adds per second of the machine
@@ -44,6 +45,7 @@ struct BenchRow {
   /// the runs.
   double share_of_read() const;
   double share_of_peak() const { return rates.median() * multiply_adds_per_token / peak; }
+  nlohmann::json runs() const;
   nlohmann::json json() const;
 };
 

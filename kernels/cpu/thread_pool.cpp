@@ -47,7 +47,8 @@ void pin(pthread_t thread, int processor) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads, bool pinned) : claims_(size_t(std::max(threads, 1))) {
+ThreadPool::ThreadPool(int threads, bool pinned)
+    : claims_(size_t(std::max(threads, 1))), shares_(size_t(std::max(threads, 1))) {
   CHECK(threads >= 1);
   if (pinned) allowed_ = allowed_processors();
   if (pinned && int(allowed_.size()) < threads)
@@ -138,6 +139,36 @@ void ThreadPool::run_part(int index) {
     job_.body(job_.state, index, begin, end);
   } catch (...) {
     if (!failed_.exchange(true, std::memory_order_relaxed)) failure_ = std::current_exception();
+  }
+}
+
+// A range only shrinks while its generation runs, and run() ends with it, so no old value comes back.
+ThreadPool::Range ThreadPool::take_front(std::atomic<uint64_t>& range) {
+  uint64_t packed = range.load(std::memory_order_relaxed);
+  while (true) {
+    const Range left = unpacked_range(packed);
+    if (left.begin >= left.end) return {};
+    const Range part{left.begin, left.begin + (left.end - left.begin + 3) / 4};
+    if (range.compare_exchange_weak(packed, packed_range(part.end, left.end), std::memory_order_relaxed))
+      return part;
+  }
+}
+
+ThreadPool::Range ThreadPool::take_back_of_fullest() {
+  while (true) {
+    Share* fullest = nullptr;
+    uint64_t packed = 0;
+    int64_t most = 0;
+    for (Share& share : shares_) {
+      const uint64_t now = share.range.load(std::memory_order_relaxed);
+      const Range left = unpacked_range(now);
+      if (left.end - left.begin > most) most = left.end - left.begin, packed = now, fullest = &share;
+    }
+    if (!fullest) return {};
+    const Range left = unpacked_range(packed), part{left.end - (most + 3) / 4, left.end};
+    if (fullest->range.compare_exchange_strong(packed, packed_range(left.begin, part.begin),
+                                               std::memory_order_relaxed))
+      return part;
   }
 }
 

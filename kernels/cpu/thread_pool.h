@@ -50,20 +50,20 @@ class ThreadPool {
     });
   }
 
-  /// Calls body(thread, begin, end) for parts of [0, count), each thread taking the next one as it gets done, shorter
-  /// ones towards the end: for even work on processors that others slow down, where the last of equal parts is waited
-  /// for.
+  /// Calls body(thread, begin, end) for parts of [0, count): every thread walks its own contiguous share, so that
+  /// reading ahead goes on from part to part, and then takes parts off the end of the fullest share: for even work on
+  /// processors that others slow down, where the last of equal parts is waited for. `count` is below 2^32.
   template <class Body>
   void share(int64_t count, Body&& body) {
     if (workers_.empty()) return parallel(count, body);
-    std::atomic<int64_t> next{0};
+    for (int64_t index = 0, parts = threads(); index < parts; ++index)
+      shares_[size_t(index)].range.store(packed_range(count * index / parts, count * (index + 1) / parts),
+                                         std::memory_order_relaxed);
     parallel(threads(), [&](int thread, int64_t, int64_t) {
-      for (int64_t begin = next.load(std::memory_order_relaxed); begin < count;) {
-        const int64_t end = begin + std::max<int64_t>(1, (count - begin) / (2 * threads()));
-        if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
-        body(thread, begin, end);
-        begin = next.load(std::memory_order_relaxed);
-      }
+      for (Range part; part = take_front(shares_[size_t(thread)].range), part.begin < part.end;)
+        body(thread, part.begin, part.end);
+      for (Range part; part = take_back_of_fullest(), part.begin < part.end;)
+        body(thread, part.begin, part.end);
     });
   }
 
@@ -77,6 +77,20 @@ class ThreadPool {
   struct alignas(64) Claim {
     std::atomic<uint64_t> generation{0};  ///< the last one that somebody took the part in
   };
+  struct Range {
+    int64_t begin = 0, end = 0;
+  };
+  /// What is left of a thread's share, both ends in one word, alone in a cache line.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> range{0};
+  };
+  static uint64_t packed_range(int64_t begin, int64_t end) { return uint64_t(end) << 32 | uint64_t(begin); }
+  static Range unpacked_range(uint64_t packed) {
+    return {int64_t(packed & 0xFFFFFFFFu), int64_t(packed >> 32)};
+  }
+  /// A quarter of what is left, empty when nothing is.
+  static Range take_front(std::atomic<uint64_t>& range);
+  Range take_back_of_fullest();
   void work(int index);
   void run_part(int index);
   /// True for the one thread that gets to run the part in this generation.
@@ -88,6 +102,7 @@ class ThreadPool {
   std::vector<int> allowed_;  ///< processors, where threads are pinned
   std::vector<std::thread> workers_;
   std::vector<Claim> claims_;  ///< one a part
+  std::vector<Share> shares_;  ///< one a thread
   alignas(64) std::atomic<uint64_t> generation_{0};
   /// The generation's low half, which a worker that fell asleep waits for.
   std::atomic<uint32_t> wake_{0};

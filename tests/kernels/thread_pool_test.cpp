@@ -47,25 +47,40 @@ TEST(ThreadPool, DealsEveryIndexOnce) {
   }
 }
 
-TEST(ThreadPool, SharesEveryIndexOnceInPartsThatGetShorter) {
+TEST(ThreadPool, SharesEveryIndexOnceAndEveryThreadWalksItsOwn) {
   for (int threads : {1, 2, 5}) {
     ThreadPool pool(threads);
     for (int64_t count : {0, 1, 3, 1000}) {
       std::vector<std::atomic<int>> visits(static_cast<size_t>(count));
-      std::atomic<int64_t> longest{0}, last{0};
+      std::vector<int64_t> walked(static_cast<size_t>(threads));
+      for (int thread = 0; thread < threads; ++thread) walked[size_t(thread)] = count * thread / threads;
       pool.share(count, [&](int thread, int64_t begin, int64_t end) {
         ASSERT_LT(thread, threads);
         ASSERT_LT(begin, end);
-        if (begin == 0) longest = end;
-        if (end == count) last = end - begin;
+        int64_t& own = walked[size_t(thread)];
+        if (begin == own) own = end;
+        const bool taken = begin < count * thread / threads || begin >= count * (thread + 1) / threads;
+        EXPECT_TRUE(taken || own == end) << begin << " to " << end << " of " << count << " out of order";
         for (int64_t i = begin; i < end; ++i) ++visits[size_t(i)];
       });
       for (const std::atomic<int>& once : visits) ASSERT_EQ(once, 1) << count << " on " << threads;
-      EXPECT_EQ(longest, threads == 1 || count < 2 * threads ? std::min(count, threads == 1 ? count : 1)
-                                                             : count / (2 * threads));
-      EXPECT_EQ(last, threads > 1 ? std::min<int64_t>(count, 1) : count);
     }
   }
+}
+
+TEST(ThreadPool, WhatAThreadHeldUpHasNotBegunIsTakenFromIt) {
+  constexpr int64_t kCount = 1000;
+  ThreadPool pool(2);
+  std::atomic<int64_t> left{kCount};
+  std::atomic<bool> in_time{true};
+  pool.share(kCount, [&](int, int64_t begin, int64_t end) {
+    left -= end - begin;
+    const auto start = std::chrono::steady_clock::now();
+    while (begin == 0 && left > 0 && in_time)
+      in_time = std::chrono::steady_clock::now() - start < std::chrono::seconds(60);
+  });
+  EXPECT_TRUE(in_time) << left << " of " << kCount << " still to be done";
+  EXPECT_EQ(left, 0);
 }
 
 // With far more threads than processors most parts are not begun when the caller has done its own.
