@@ -47,13 +47,14 @@ def markdown(result):
              f"({', '.join(machine.get('flags', []))}), {result['device']}. Rates are medians; random weights.", "",
              "\"Of the ceiling\": decoding at the rate at which this machine reads a set of the model's size (a lean file's bytes: "
              "codes, scales, zero points, 16-bit vectors); \"of the fp32 peak\": multiply-adds of the linear layers against "
-             "fused multiply-adds from register to register, which integer arithmetic may pass.", "",
+             "fused multiply-adds from register to register, which integer arithmetic may pass. Reads are measured before and after "
+             "every run; where the two differ by more than a fifth, the run is made again.", "",
              "| model | test | tokens/s | MB per token | read GB/s | of the ceiling | of the fp32 peak |",
              "|---|---|---:|---:|---:|---:|---:|"]
     for run in result["models"]:
         for row in run["rows"]:
             mega = (row["bytes_per_token"] + row["cache_bytes_per_token"]) * 1e-6
-            lines.append(f"| {run['label']} | {row['test']} | {row['median']:.1f} | {mega:.2f} | {run['model_read_gb_s']:.1f} | "
+            lines.append(f"| {run['label']} | {row['test']} | {row['median']:.1f} | {mega:.2f} | {row['read_gb_s']:.1f} | "
                          f"{100 * row['share_of_read']:.0f} % | {100 * row['share_of_fma_peak']:.0f} % |")
     lines += ["", "| layer | bits | tokens | µs | of the read rate | of the fp32 peak | of SGEMM | of u8s8 |",
               "|---|---:|---:|---:|---:|---:|---:|---:|"]
