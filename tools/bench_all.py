@@ -76,7 +76,8 @@ def main():
     for label, arguments in model_runs(quick):
         run = bench(ballast, *arguments)
         result["models"].append({"label": label, **{key: run[key] for key in (
-            "memory_read_gb_s", "model_read_gb_s", "fma_peak_gflop_s", "weight_bytes", "load_seconds", "relu_zeros", "rows")}})
+            "memory_read_gb_s", "model_read_gb_s", "fma_peak_gflop_s", "weight_bytes", "load_seconds", "relu_zeros")},
+                                 "rows": [{key: value for key, value in row.items() if key != "runs"} for row in run["rows"]]})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cpu.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "cpu.md").write_text(markdown(result))

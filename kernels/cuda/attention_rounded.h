@@ -149,8 +149,13 @@ struct AttendRounded {
       for (int p = 0; p < count; ++p) {
         const float v = value[p * args_.keys.v_stride];
         const dev::Floats4 weight = s_weights_.get(kFours * p + n);
-        sum.x = dev::fma(weight.x, v, sum.x), sum.y = dev::fma(weight.y, v, sum.y);
-        sum.z = dev::fma(weight.z, v, sum.z), sum.w = dev::fma(weight.w, v, sum.w);
+        // An infinity or a NaN must not meet the weight 0 of a row that does not see it.
+        const bool all = dev::is_finite(v) || !args_.causal;
+        const auto add = [&](float& to, float factor, int row) {
+          if (all || sees(row, first + p)) to = dev::fma(factor, v, to);
+        };
+        add(sum.x, weight.x, 4 * n), add(sum.y, weight.y, 4 * n + 1);
+        add(sum.z, weight.z, 4 * n + 2), add(sum.w, weight.w, 4 * n + 3);
       }
       s_out_.set(i, sum);
     }

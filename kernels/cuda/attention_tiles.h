@@ -37,12 +37,7 @@ struct AttendTiles {
     AttendTiles self(args);
     self.round_queries();
     const int end = args.causal ? self.tile_.position + self.tile_.rows : self.tile_.length;
-    for (int first = 0; first < end; first += kPositions) {
-      dev::sync_block();  // everybody is done with the step before
-      args.keys.coded ? self.round_codes(first, end) : self.round_keys(first, end);
-      dev::sync_block();
-      self.step(first);
-    }
+    for (int first = 0; first < end; first += kPositions) self.add_positions(first, end);
     self.finish();
   }
 
@@ -59,6 +54,29 @@ struct AttendTiles {
       for (int i = 0; i < 4; ++i) out_[n][i] = 0;
   }
 
+  /// A value beyond f16, an infinity or a NaN must not meet the probability 0 of a row that does not see it, so such values
+  /// count as 0 at first; where there are any, the rows that see them get them in a second round.
+  BALLAST_DEVICE void add_positions(int first, int end) {
+    for (bool odd = false;; odd = true) {
+      dev::sync_block();  // everybody is done with what lies in shared memory
+      const bool mine = args_.keys.coded ? round_codes(first, end, odd) : round_keys(first, end, odd);
+      const bool any = dev::sync_block_any(mine);
+      odd ? add_odd_values(first) : step(first);
+      if (odd || !any) return;
+    }
+  }
+
+  static constexpr uint16_t kHalfInfinity = 0x7c00;
+  static BALLAST_DEVICE bool is_odd(uint16_t half) {
+    return (half & kHalfInfinity) == kHalfInfinity;
+  }
+  /// True for one beyond the numbers, which is stored as 0 unless asked for.
+  BALLAST_DEVICE bool store_value(int at, float value, bool odd) const {
+    const uint16_t half = dev::float_to_half(value);
+    s_v_.set(at, is_odd(half) && !odd ? uint16_t(0) : half);
+    return is_odd(half);
+  }
+
   BALLAST_DEVICE void round_queries() {
     for (int i = dev::thread(); i < kQueryTile * HeadDim; i += kThreads) {
       const int row = i / HeadDim, d = i % HeadDim;
@@ -69,9 +87,10 @@ struct AttendTiles {
     }
   }
 
-  /// Positions [first, first + 64), zeros from `end` on.
-  BALLAST_DEVICE void round_keys(int first, int end) {
+  /// Positions [first, first + 64), zeros from `end` on; `odd`, result: see store_value.
+  BALLAST_DEVICE bool round_keys(int first, int end, bool odd) {
     const KeySource& keys = args_.keys;
+    bool any = false;
     for (int i = dev::thread(); i < kPositions * HeadDim; i += kThreads) {
       // Neighbouring threads read neighbouring memory: keys of a page lie position by position, values dimension by dimension.
       const int page = i / (kPage * HeadDim), within = i % (kPage * HeadDim);
@@ -80,14 +99,15 @@ struct AttendTiles {
       const int value_p = keys.cache ? kPage * page + within / HeadDim : i / HeadDim, value_d = i % HeadDim;
       s_k_.set(key_p * kDimStride + key_d,
                dev::float_to_half(first + key_p < end ? value(0, first, key_p, key_d, page, within) : 0.0f));
-      s_v_.set(
-          value_d * kPositionStride + value_p,
-          dev::float_to_half(first + value_p < end ? value(1, first, value_p, value_d, page, within) : 0.0f));
+      any |= store_value(value_d * kPositionStride + value_p,
+                         first + value_p < end ? value(1, first, value_p, value_d, page, within) : 0.0f, odd);
     }
+    return any;
   }
 
   /// The same from a cache of codes, four at a time: of a page's keys at four positions, of its values four dimensions.
-  BALLAST_DEVICE void round_codes(int first, int end) {
+  BALLAST_DEVICE bool round_codes(int first, int end, bool odd) {
+    bool any = false;
     constexpr int kWordsOfPage = kPage * HeadDim / 4, kWordsOfValue = HeadDim / 4;
     for (int i = dev::thread(); i < kPositions / kPage * kWordsOfPage; i += kThreads) {
       const int page = i / kWordsOfPage, word = i % kWordsOfPage, left = end - first - kPage * page;
@@ -110,9 +130,10 @@ struct AttendTiles {
         const float key = key_p + n < left ? scales[n] * code_of(key_codes, n) : 0.0f;
         const float value = value_p < left ? value_scale * code_of(value_codes, n) : 0.0f;
         s_k_.set((kPage * page + key_p + n) * kDimStride + key_d, dev::float_to_half(key));
-        s_v_.set((value_d + n) * kPositionStride + kPage * page + value_p, dev::float_to_half(value));
+        any |= store_value((value_d + n) * kPositionStride + kPage * page + value_p, value, odd);
       }
     }
+    return any;
   }
 
   BALLAST_DEVICE float value(int which, int first, int p, int d, int page, int within) const {
@@ -170,13 +191,33 @@ struct AttendTiles {
     }
   }
 
+  /// Of the row lane / 4 + 8 · half.
+  BALLAST_DEVICE int last_seen(int half) const {
+    return args_.causal ? tile_.position + 16 * dev::warp() + dev::lane() / 4 + 8 * half : tile_.length - 1;
+  }
+
+  /// Probabilities are no less than 0, so the sum becomes what such a value is, whatever the probability.
+  BALLAST_DEVICE void add_odd_values(int first) {
+    const int t = 2 * (dev::lane() % 4);
+    for (int p = 0; p < kPositions; ++p)
+#pragma unroll
+      for (int n = 0; n < HeadDim / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const uint16_t value = s_v_.get((8 * n + t + e) * kPositionStride + p);
+          if (!is_odd(value)) continue;
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            if (first + p <= last_seen(half)) out_[n][2 * half + e] += dev::half_to_float(value);
+        }
+  }
+
   /// Scores become probabilities relative to the largest score so far, and what was summed before is brought to it.
   BALLAST_DEVICE void weigh(float (&scores)[kPositions / 8][4], int first) {
-    const int r = dev::lane() / 4, t = 2 * (dev::lane() % 4);
+    const int t = 2 * (dev::lane() % 4);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = 16 * dev::warp() + r + 8 * half;
-      const int last = args_.causal ? tile_.position + row : tile_.length - 1;
+      const int last = last_seen(half);
       float top = tops_[half];
 #pragma unroll
       for (int n = 0; n < kPositions / 8; ++n)

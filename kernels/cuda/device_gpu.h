@@ -49,6 +49,9 @@ class Shared {
 BALLAST_DEVICE void sync_block() {
   __syncthreads();
 }
+BALLAST_DEVICE bool sync_block_any(bool mine) {
+  return __syncthreads_or(mine);
+}
 BALLAST_DEVICE void sync_warp() {
   __syncwarp();
 }
@@ -191,6 +194,9 @@ BALLAST_DEVICE double sqrt(double value) {
 }
 BALLAST_DEVICE float max(float a, float b) {
   return fmaxf(a, b);
+}
+BALLAST_DEVICE bool is_finite(float value) {
+  return isfinite(value);
 }
 BALLAST_DEVICE float min(float a, float b) {
   return fminf(a, b);

@@ -48,6 +48,8 @@ class Shared {
 
 /// Block: waits for all threads; what they wrote before is seen by all.
 void sync_block();
+/// Block: the same, and tells all threads whether any of them says true.
+bool sync_block_any(bool mine);
 /// Warp: the same for its lanes.
 void sync_warp();
 
@@ -157,6 +159,9 @@ inline double sqrt(double value) {
 /// The other one when one is NaN.
 inline float max(float a, float b) {
   return std::fmax(a, b);
+}
+inline bool is_finite(float value) {
+  return std::isfinite(value);
 }
 inline float min(float a, float b) {
   return std::fmin(a, b);

@@ -117,5 +117,36 @@ TEST(SimtRoundedAttention, ProbabilitiesHaveTheCodesOfTheirGrid) {
       }
 }
 
+TEST(SimtRoundedAttention, RowsBeforeAnInfinityDoNotSeeIt) {
+  const Setting setting{.mask = Mask::causal,
+                        .grid = {.kind = ActivationGrid::Kind::affine, .bits = 8, .step = 1.0f / 255}};
+  Random random(6);
+  const int64_t rows = 30, odd_row = 13, odd_column = 17, count = rows * setting.width();
+  const Operands x{random.floats(count, -2, 2), random.floats(count, -2, 2), random.floats(count)};
+  const AttentionSpan span{0, int32_t(rows), 0, nullptr};
+  const auto attend = [&](const Operands& of) {
+    std::vector<float> out(size_t(count), std::numeric_limits<float>::quiet_NaN());
+    const Shape shape{rows, setting.width()};
+    test::emulated_backend()->run(Attention{.q = view_of(of.q, shape),
+                                            .k = view_of(of.k, shape),
+                                            .v = view_of(of.v, shape),
+                                            .spans = std::span(&span, 1),
+                                            .heads = setting.heads,
+                                            .scale = setting.scale(),
+                                            .mask = setting.mask,
+                                            .probability_grid = setting.grid,
+                                            .out = view_of(out, shape)});
+    return out;
+  };
+  Operands odd = x;
+  odd.v[size_t(odd_row * setting.width() + odd_column)] = std::numeric_limits<float>::infinity();
+  const std::vector<float> expected = attend(x), got = attend(odd);
+  for (int64_t i = 0; i < count; ++i)
+    if (i / setting.width() < odd_row || i % setting.width() != odd_column)
+      ASSERT_EQ(got[size_t(i)], expected[size_t(i)]) << i;
+    else
+      ASSERT_FALSE(std::isfinite(got[size_t(i)])) << i;
+}
+
 }  // namespace
 }  // namespace ballast

@@ -283,6 +283,48 @@ TEST(SimtAttention, UnusualNumbersHaveTheCodesOfTheCpu) {
           << row << ", " << d;
 }
 
+// On the tensor cores too: what no number of 16 bits is at one position changes no row before it, and is what it is in those
+// that see it.
+TEST(SimtAttention, RowsBeforeAnInfinityDoNotSeeIt) {
+  constexpr float kInfinite = std::numeric_limits<float>::infinity();
+  const Setting setting{.heads = 2, .head_dim = 64};
+  Random random(9);
+  Sequence sequence = random_sequence(random, setting, 150);
+  struct Odd {
+    int64_t position, column;
+    float value;
+  };
+  const Odd odds[] = {{20, 3, kInfinite},
+                      {63, 4, -kInfinite},
+                      {64, 70, std::numeric_limits<float>::quiet_NaN()},
+                      {149, 127, 1e6f}};
+  for (const auto& [position, column, value] : odds) {
+    sequence.v[size_t(position * setting.width() + column)] = value;
+    sequence.k[size_t(position * setting.width() + column)] = std::abs(value) > 1e5f ? 100 : 1;
+  }
+  sequence.k[size_t(130 * setting.width())] = -kInfinite;  // rows from 130 on, in the first head
+  for (const auto& steps : std::vector<std::vector<std::vector<Chunk>>>{
+           {{{0, 0, 150}}}, {{{0, 0, 5}}, {{0, 5, 80}}, {{0, 85, 65}}}}) {
+    const std::vector<float> out = run_steps(setting, {sequence}, steps)[0];
+    for (int64_t row = 0; row < sequence.length; ++row)
+      for (int64_t column = 0; column < setting.width(); ++column) {
+        SCOPED_TRACE(str("row ", row, ", column ", column));
+        const float got = out[size_t(row * setting.width() + column)];
+        const Odd* odd = std::find_if(std::begin(odds), std::end(odds),
+                                      [&](const Odd& one) { return one.column == column; });
+        if (row >= 130 && column < 64) continue;
+        if (odd == std::end(odds) || row < odd->position) {
+          const Expected expected = one_value(setting, sequence, row, column / 64, column % 64, 0x1p-11);
+          ASSERT_LE(std::abs(got - expected.value), expected.bound);
+        } else if (std::isnan(odd->value)) {
+          ASSERT_TRUE(std::isnan(got));
+        } else {
+          ASSERT_TRUE(std::isinf(got) && std::signbit(got) == std::signbit(odd->value)) << got;
+        }
+      }
+  }
+}
+
 TEST(SimtAttention, RowsDoNotDependOnTheBatchOrTheOrderOfBlocks) {
   for (const DType cache : {DType::f32, DType::u8}) {
     const Setting setting{.heads = 3, .head_dim = 16, .cache = cache};

@@ -99,6 +99,24 @@ TEST(SimtEmulator, CatchesADivergentBarrier) {
   EXPECT_TRUE(says(meet(false), "wait for ever")) << meet(false);
 }
 
+TEST(SimtEmulator, ABarrierTellsWhetherAnyThreadSaysSo) {
+  std::vector<int> heard(64 * 6);
+  EXPECT_EQ(fault_of({.threads = 64},
+                     [&] {
+                       for (int round = 0; round < 6; ++round)
+                         heard[size_t(64 * round + dev::thread())] =
+                             dev::sync_block_any(round % 3 == 0 && dev::thread() == 37);
+                     }),
+            "");
+  for (size_t i = 0; i < heard.size(); ++i) ASSERT_EQ(heard[i], i / 64 % 3 == 0) << i;
+  EXPECT_TRUE(says(fault_of({.threads = 64},
+                            [] {
+                              if (dev::warp() == 0) return dev::sync_block();
+                              dev::sync_block_any(true);
+                            }),
+                   "other threads of its block in sync_block"));
+}
+
 TEST(SimtEmulator, CatchesAnAccessOutsideItsSharedArray) {
   const auto write = [](int count) {
     return fault_of({.threads = 32, .shared_bytes = 1024}, [count] {

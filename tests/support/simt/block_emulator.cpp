@@ -46,7 +46,8 @@ class Emulator {
   void run(const Launch& launch, void (*body)(const void*), const void* args);
   void suspend() { threads_[size_t(current_)]->fibre.suspend(); }
   void meet_warp(const char* what, void* operands, Perform perform);
-  void meet_block();
+  /// True when any thread that meets says so.
+  bool meet_block(const char* what, bool mine);
   void pass_warp_barrier() { ++warps_[size_t(current_ / kWarp)].epoch; }
   Moment now() const { return {current_, block_epoch_, warps_[size_t(current_ / kWarp)].epoch}; }
 
@@ -69,6 +70,8 @@ class Emulator {
   std::vector<Warp> warps_;
   int current_ = 0, arrived_ = 0;
   uint32_t block_epoch_ = 0;
+  const char* block_meeting_ = nullptr;
+  std::array<bool, 2> any_{};  ///< of even and odd meetings: some threads still ask for the last one's
   void (*body_)(const void*) = nullptr;
   const void* args_ = nullptr;
   std::exception_ptr failure_;
@@ -124,6 +127,7 @@ void Emulator::run_block() {
   shared.reset(launch.shared_bytes);
   block_epoch_ = 0;
   arrived_ = 0;
+  any_ = {};
   failure_ = nullptr;
   for (Warp& warp : warps_) warp = {};
   for (int i = 0; i < launch.threads; ++i) {
@@ -196,14 +200,24 @@ void Emulator::meet_warp(const char* what, void* operands, Perform perform) {
     threads_[size_t(i)]->state = State::ready;
 }
 
-void Emulator::meet_block() {
+bool Emulator::meet_block(const char* what, bool mine) {
   const int self = current_;
+  if (arrived_ > 0 && block_meeting_ != what)
+    throw Fault(str("thread ", self, " is in ", what, ", other threads of its block in ", block_meeting_));
+  block_meeting_ = what;
+  bool& any = any_[block_epoch_ % 2];
+  any |= mine;
   threads_[size_t(self)]->state = State::at_block;
-  if (++arrived_ < launch.threads) return suspend();
+  if (++arrived_ < launch.threads) {
+    suspend();
+    return any;
+  }
   arrived_ = 0;
   ++block_epoch_;
+  any_[block_epoch_ % 2] = false;
   ++counts.barriers;
   for (int i = 0; i < launch.threads; ++i) threads_[size_t(i)]->state = State::ready;
+  return any;
 }
 
 }  // namespace
@@ -259,7 +273,10 @@ char* shared_bytes(int first, int bytes, int begin, int end, SharedAccess access
 }
 
 void sync_block() {
-  emulator().meet_block();
+  emulator().meet_block("sync_block", false);
+}
+bool sync_block_any(bool mine) {
+  return emulator().meet_block("sync_block_any", mine);
 }
 
 void sync_warp() {
