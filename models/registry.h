@@ -13,4 +13,7 @@ namespace ballast {
 /// those that are), or when config and tensors disagree.
 std::unique_ptr<nn::Model> load_model(const Checkpoint& checkpoint, Backend& backend);
 
+/// Whether that model takes images, told from config.json alone. The same errors for an architecture that is not known.
+bool reads_images(const Checkpoint& checkpoint);
+
 }  // namespace ballast

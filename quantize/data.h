@@ -14,6 +14,7 @@ namespace ballast {
 /// Images, prepared for the model: each is a sample of as many tokens as the model makes of it.
 struct CalibrationImages {
   int64_t values = 0;  ///< of one image's patches; 0: there are none
+  int64_t views = 1;   ///< samples that are cut from one picture
   /// Fills the values of one image, as nn::BatchRows wants them.
   std::function<void(int64_t sample, std::span<float> patches)> write;
 

@@ -39,13 +39,14 @@ std::string plain(const std::string& value) {
 
 // Structured bindings name every member, so that a new one does not compile until it is added here.
 void add_recipe(RunFingerprint& fingerprint, const Recipe& recipe) {
-  const auto& [method, grid, overrides, target_bits, layer_bits, head_bits, activation_bits, fold_ranges,
-               logarithms, curvature, curvature_groups, damping, act_order, static_groups, options,
-               class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs, tune_codes, tune_hidden,
-               correct_drift] = recipe;
+  const auto& [name, method, grid, overrides, target_bits, layer_bits, head_bits, activation_bits,
+               fold_ranges, logarithms, curvature, curvature_groups, damping, act_order, static_groups,
+               options, class_weight, one_pass, compensation, asymmetric, gptaq, tune_epochs, tune_codes,
+               tune_hidden, correct_drift] = recipe;
   const auto& [sweeps, greedy_order, anneal, refit_scales, unbiased_scales, per_layer, outlier_threshold,
                stat_bits, block_size] = options;
   const auto& [bits, group_size, symmetric, half_zero_bits, clip_search, range_shrink] = grid;
+  static_cast<void>(name);  // what it stands for is all here
   fingerprint["--method"] = method;
   fingerprint["--bits"] = text_of(int64_t(bits));
   fingerprint["--group-size"] = text_of(group_size);

@@ -36,7 +36,7 @@ double spqr_bits(int64_t rows, int64_t columns, const GridOptions& grid, const M
 double billm_bits(int64_t rows, int64_t columns, const GridOptions&, const MethodOptions& options) {
   const ResidualBinaryMatrix matrix{
       .out_features = rows, .in_features = columns, .block_size = std::min(options.block_size, columns)};
-  const double coefficients = double(rows * matrix.blocks()) * ResidualBinaryMatrix::kCoefficients;
+  const double coefficients = double(rows * matrix.blocks() * ResidualBinaryMatrix::kCoefficients);
   return 2 + (double(columns) + 16 * coefficients) / (double(rows) * double(columns));
 }
 

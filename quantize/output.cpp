@@ -84,6 +84,7 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
   quantization["true_sequential"] = !recipe_.one_pass;
   quantization["damp_percent"] = recipe_.damping;
   quantization["meta"] = {{"quantizer", "ballast"},
+                          {"recipe", recipe_.name},
                           {"method", recipe_.method},
                           {"bits_per_weight", report.bits_per_weight()},
                           {"compensation", name_of(recipe_.compensation)},
@@ -91,8 +92,10 @@ void QuantizedOutput::finish(const QuantizeReport& report, bool biases_added) {
                           {"calibration", report.calibration},
                           {"calibration_hash", str(std::hex, report.calibration_hash)},
                           {"samples", report.samples},
+                          {"views", report.views},
                           {"length", report.length}};
-  if (!sites_.empty()) quantization["activations"] = write_activation_sites(writer_, sites_, recipe_.activation_bits);
+  if (!sites_.empty())
+    quantization["activations"] = write_activation_sites(writer_, sites_, recipe_.activation_bits);
   nlohmann::json zero_inputs = nlohmann::json::object();
   for (const LayerReport& layer : report.layers)
     if (layer.zero_inputs > 0) zero_inputs[layer.name] = layer.zero_inputs;

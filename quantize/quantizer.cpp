@@ -47,7 +47,8 @@ class Quantizer {
     report_.recipe = job.recipe;
     report_.calibration = job.tokens.source;
     report_.calibration_hash = job.tokens.hash();
-    report_.samples = job.tokens.samples;
+    report_.views = job.tokens.images.views;
+    report_.samples = job.tokens.samples / report_.views;
     report_.length = job.tokens.length;
   }
 

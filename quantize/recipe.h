@@ -81,6 +81,7 @@ struct LayerOverride {
 };
 
 struct Recipe {
+  std::string name;  ///< of the named recipe that filled in what was left open, for reports; empty: none
   std::string method = "gptq";
   GridOptions grid;
   std::vector<LayerOverride> overrides;  ///< the last match wins

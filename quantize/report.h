@@ -28,7 +28,8 @@ struct QuantizeReport {
   Recipe recipe;
   std::string calibration;  ///< where the tokens came from
   uint64_t calibration_hash = 0;
-  int64_t samples = 0;
+  int64_t samples = 0;  ///< windows of text, or pictures
+  int64_t views = 1;    ///< of a picture
   int64_t length = 0;
   std::vector<LayerReport> layers;
   std::vector<std::string> kept_float;  ///< modules that an override left in float

@@ -38,6 +38,7 @@ CalibrationTokens calibration_from_images(const Checkpoint& checkpoint, const nn
     if (!image.error.empty()) throw Error(image.error);
   CalibrationTokens tokens{int64_t(images->size()), facts.image->tokens, {}, source, {}};
   tokens.images = {.values = facts.image->patches() * facts.image->patch_values(),
+                   .views = views,
                    .write = [reader, images](int64_t sample, std::span<float> patches) {
                      reader->write_patches((*images)[size_t(sample)].image, patches);
                    }};

@@ -116,7 +116,7 @@ void evaluate(const EvaluateOptions& options, const GlobalOptions& global) {
   Evaluation evaluation(options, global, std::move(images));
   evaluation.run(classifier);
   evaluation.write_predictions();
-  evaluation.report(loaded);
+  if (evaluation.failed() < evaluation.images()) evaluation.report(loaded);
   if (evaluation.failed() > 0)
     throw Error(fmt::format("{} of {} images could not be read", evaluation.failed(), evaluation.images()));
 }

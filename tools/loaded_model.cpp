@@ -11,6 +11,9 @@ LoadedModel load(const std::filesystem::path& folder, Backend& backend, WithToke
   const auto start = std::chrono::steady_clock::now();
   LoadedModel loaded;
   loaded.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(folder));
+  if (with_tokenizer == WithTokenizer::yes && reads_images(*loaded.checkpoint))
+    throw Error(
+        str(folder.string(), ": takes images and no text; `ballast classify` and `ballast evaluate` run it"));
   // The tokenizer first: it is small, and a mistake in it should not cost the wait for the weights.
   if (with_tokenizer == WithTokenizer::yes) loaded.tokenizer = Tokenizer::open(folder);
   loaded.model = load_model(*loaded.checkpoint, backend);

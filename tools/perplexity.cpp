@@ -60,7 +60,8 @@ nlohmann::json provenance(const Checkpoint& checkpoint) {
         packed->bits + (packed->group_size > 0 ? (16.0 + packed->bits) / double(packed->group_size) : 0.0);
     if (const auto* quantization = json_find(checkpoint.config(), "quantization_config", file))
       if (const auto* meta = json_find(*quantization, "meta", file); meta && meta->is_object())
-        for (const char* key : {"method", "compensation", "correct_drift", "calibration", "bits_per_weight"})
+        for (const char* key :
+             {"recipe", "method", "compensation", "correct_drift", "calibration", "bits_per_weight"})
           if (const auto found = meta->find(key); found != meta->end()) facts[key] = *found;
     return facts;
   }
@@ -211,7 +212,9 @@ Subcommand add_perplexity(CLI::App& root, const GlobalOptions& global) {
   count("--stride", options->measure.stride, "Tokens between window starts, gptq only [a window]");
   count("--chunks", options->measure.windows, "Windows to measure at most [all]");
   count("--from-chunk", options->measure.first_window, "Windows to leave out at the beginning");
-  app->add_option("--reference", options->reference, "Folder of a model to compare with on the same windows; its keys and values are kept in f32")
+  app->add_option(
+         "--reference", options->reference,
+         "Folder of a model to compare with on the same windows; its keys and values are kept in f32")
       ->type_name("DIR");
   add_activations_flag(*app, options->activations);
   add_cache_type_flag(*app, options->measure.cache_type);

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include <charconv>
 #include <chrono>
 
 #include "engine/evaluation/text_data.h"
@@ -11,12 +10,11 @@
 #include "engine/io/packed.h"
 #include "models/registry.h"
 #include "quantize/bit_allocation.h"
-#include "quantize/methods.h"
-#include "quantize/named_recipe.h"
 #include "quantize/quantizer.h"
 #include "quantize/records.h"
 #include "tools/calibration_images.h"
 #include "tools/console.h"
+#include "tools/recipe_flags.h"
 #include "tools/report.h"
 #include "tools/subcommand.h"
 #include "tools/version.h"
@@ -26,125 +24,17 @@ namespace {
 
 constexpr uint64_t kLargestText = uint64_t(4) << 30;
 
-struct QuantizeOptions {
+struct QuantizeOptions : RecipeFlags {
   std::string model, output, report;
-  Recipe recipe;
-  std::string name;  ///< of the recipe; empty: balanced, or none where a method is named
-  std::function<bool(const char* flag)> given;  ///< whether a flag was set: it wins over the recipe
-  std::string scale_scope = "channel", zero_points = "whole";
-  std::string compensation;           ///< empty: the method's default
-  std::optional<bool> correct_drift;  ///< empty: the method's default
-  std::vector<std::string> overrides, skips;
   std::string calibration = "self", dataset = "text";
   int64_t samples = 128, length = 0, views = 1;
   uint64_t seed = 0;
   bool force = false, resume = false, dry_run = false, json = false;
 };
 
-constexpr int kMostHalfZeroBits = 4;  // of AffineMatrix
-
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::regex compile(const std::string& flag, const std::string& pattern) {
-  if (pattern.size() > 512)
-    throw Error(fmt::format("{}: the pattern has {} characters, at most 512", flag, pattern.size()));
-  try {
-    return std::regex(pattern, std::regex::ECMAScript | std::regex::optimize);
-  } catch (const std::regex_error& error) {
-    throw Error(fmt::format("{} \"{}\" is not a regular expression: {}", flag, pattern, error.what()));
-  }
-}
-
-int64_t whole_number(const std::string& flag, const std::string& text) {
-  int64_t value = 0;
-  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (status != std::errc() || end != text.data() + text.size())
-    throw Error(fmt::format("{}: \"{}\" is not a whole number", flag, text));
-  return value;
-}
-
-// PATTERN=BITS or PATTERN=BITS:GROUP
-LayerOverride parse_override(const std::string& text) {
-  const size_t equals = text.rfind('=');
-  if (equals == std::string::npos || equals == 0)
-    throw Error(fmt::format("--override \"{}\": expected PATTERN=BITS or PATTERN=BITS:GROUP", text));
-  const std::string value = text.substr(equals + 1);
-  const size_t colon = value.find(':');
-  LayerOverride rule;
-  rule.pattern = text.substr(0, equals);
-  rule.regex = compile("--override", rule.pattern);
-  rule.bits = int(std::clamp<int64_t>(whole_number("--override", value.substr(0, colon)), -1, 99));
-  if (colon != std::string::npos) rule.group_size = whole_number("--override", value.substr(colon + 1));
-  if (rule.group_size < -1) throw Error(fmt::format("--override \"{}\": the group size is negative", text));
-  return rule;
-}
-
-std::optional<NamedRecipe> chosen_recipe(const QuantizeOptions& options, bool images) {
-  if (options.name.empty() && options.given("--method")) return {};
-  return named_recipe(options.name.empty() ? "balanced" : options.name, images);
-}
-
-// The named recipe's part of the choices, but for those that a flag made.
-void apply_named(const QuantizeOptions& options, const NamedRecipe& named, Recipe& recipe) {
-  const auto given = [&](std::initializer_list<const char*> flags) {
-    return std::any_of(flags.begin(), flags.end(), options.given);
-  };
-  if (recipe.method != "gptq")
-    throw Error(fmt::format("--recipe {} makes no sense with --method {}: recipes are built on gptq",
-                            options.name, recipe.method));
-  if (!given({"--range-shrink", "--clip-search"})) recipe.grid.range_shrink = 0;
-  if (!given({"--zero-points", "--symmetric"})) recipe.grid.half_zero_bits = named.half_zero_bits;
-  if (!given({"--damping"})) recipe.damping = named.damping;
-  if (!given({"--act-order", "--static-groups"})) recipe.act_order = named.act_order;
-  if (!given({"--asymmetric", "--gptaq"})) recipe.asymmetric = named.asymmetric;
-  if (!given({"--correct-drift"})) recipe.correct_drift = named.correct_drift;
-  // Through rounded activations tuning lost, whatever its loss: W4A4 of DeiT-Tiny, 73.8 % against 75.2 %.
-  const bool tunable = recipe.compensation != Compensation::none &&
-                       recipe.compensation != Compensation::position && recipe.activation_bits == 0;
-  if (!given({"--tune"}) && tunable) recipe.tune_epochs = named.tune_epochs;
-  if (!given({"--tune-hidden"}) && recipe.tune_epochs > 0) recipe.tune_hidden = named.tune_hidden;
-  if (!given({"--sweeps", "--gptaq"}) && named.sweeps >= 0) recipe.options.sweeps = named.sweeps;
-  if (!given({"--class-weight"})) recipe.class_weight = named.class_weight;
-}
-
-Recipe finished_recipe(const QuantizeOptions& options, bool images) {
-  Recipe recipe = options.recipe;
-  if (recipe.target_bits > 0) {
-    if (recipe.grid.bits != 0) throw Error("--target-bits chooses the widths: leave --bits out");
-    recipe.grid.bits = recipe.target_bits < 3 ? 2 : recipe.target_bits < 4 ? 3 : 4;
-  }
-  recipe.fill_defaults();
-  if (options.scale_scope != "channel" && options.scale_scope != "layer")
-    throw Error(fmt::format("--scale-scope is \"{}\", expected channel or layer", options.scale_scope));
-  recipe.options.per_layer = options.scale_scope == "layer";
-  if (options.zero_points != "whole" && options.zero_points != "half")
-    throw Error(fmt::format("--zero-points is \"{}\", expected whole or half", options.zero_points));
-  if (options.zero_points == "half" && recipe.grid.bits > kMostHalfZeroBits)
-    throw Error(
-        fmt::format("--zero-points half makes no sense with --bits {}: it takes codes of at most {} bits",
-                    recipe.grid.bits, kMostHalfZeroBits));
-  recipe.grid.half_zero_bits = options.zero_points == "half" ? kMostHalfZeroBits : 0;
-  // With error feedback the plain channel mean gains little; codes for centred inputs and the drift of
-  // earlier layers do.
-  const bool feedback = method_named(recipe.method).uses_curvature;
-  recipe.compensation = options.compensation.empty() ? (recipe.activation_bits > 0 ? Compensation::token
-                                                        : feedback                 ? Compensation::joint
-                                                                                   : Compensation::channel)
-                                                     : compensation_named(options.compensation);
-  recipe.correct_drift = options.correct_drift.value_or((feedback || recipe.activation_bits > 0) &&
-                                                        recipe.compensation != Compensation::none);
-  if (const auto named = chosen_recipe(options, images)) apply_named(options, *named, recipe);
-  // First and last layers are kept at 8 bits where the others have fewer, as is usual.
-  if (recipe.activation_bits > 0 && !options.given("--head-bits")) recipe.head_bits = 8;
-  if (recipe.compensation == Compensation::none && !options.correct_drift) recipe.correct_drift = false;
-  for (const std::string& text : options.overrides) recipe.overrides.push_back(parse_override(text));
-  for (const std::string& pattern : options.skips)
-    recipe.overrides.push_back({.pattern = pattern, .regex = compile("--skip", pattern), .bits = 0});
-  recipe.check();
-  return recipe;
 }
 
 void refuse_same_folder(const QuantizeOptions& options) {
@@ -228,34 +118,37 @@ CalibrationTokens calibration_tokens(const Run& run) {
   return tokens;
 }
 
-nlohmann::json json_of(const QuantizeOptions& options, const QuantizeReport& report, const Checkpoint& source,
-                       double calibration_seconds) {
-  nlohmann::json json = report.json();
+struct Outcome {
+  QuantizeReport report;
+  double calibration_seconds = 0;
+  double widths_seconds = 0;  ///< choosing a width for every layer; 0: there was one for all
+};
+
+nlohmann::json json_of(const QuantizeOptions& options, const Outcome& outcome, const Checkpoint& source) {
+  nlohmann::json json = outcome.report.json();
   uint64_t source_bytes = 0;
   for (const StoredTensor& tensor : source.tensors()) source_bytes += tensor.bytes;
   json.update({{"model", options.model},
                {"output", options.output},
                {"source_bytes", source_bytes},
-               {"calibration_seconds", calibration_seconds}});
+               {"calibration_seconds", outcome.calibration_seconds},
+               {"widths_seconds", outcome.widths_seconds}});
   return json;
 }
 
-struct Outcome {
-  QuantizeReport report;
-  double calibration_seconds = 0;
-};
-
 void print_report(const QuantizeOptions& options, const Checkpoint& source, const Outcome& outcome) {
-  const auto& [report, calibration_seconds] = outcome;
-  const nlohmann::json json = json_of(options, report, source, calibration_seconds);
+  const auto& [report, calibration_seconds, widths_seconds] = outcome;
+  const nlohmann::json json = json_of(options, outcome, source);
   if (!options.report.empty()) write_report(options.report, {{json, options.output}});
   if (options.json) return print_json(json);
   print(report.table());
   print(fmt::format(
-      "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration, peak memory {}\n",
+      "\n{}: {:.3f} bits per weight in {} modules, {} on disk, {} + {} calibration{}, peak memory {}\n",
       options.output, report.bits_per_weight(), report.layers.size(),
       human_bytes(double(report.output_bytes)), human_seconds(report.seconds),
-      human_seconds(calibration_seconds), human_bytes(double(report.peak_memory_bytes))));
+      human_seconds(calibration_seconds),
+      widths_seconds > 0 ? fmt::format(" + {} choosing widths", human_seconds(widths_seconds)) : "",
+      human_bytes(double(report.peak_memory_bytes))));
 }
 
 // The recipe with a width for every layer. Kept, since it takes a pass forth and back through the model.
@@ -290,7 +183,10 @@ Outcome calibrate_and_quantize(const Run& run) {
   if (tokens.samples * tokens.length < 2 * run.model.facts().ffn)
     spdlog::warn("{} calibration tokens are few for layers of {} inputs; expect damping to do the work",
                  tokens.samples * tokens.length, run.model.facts().ffn);
-  const Recipe recipe = run.recipe.target_bits > 0 ? with_widths(run, tokens) : run.recipe;
+  const bool chosen = run.recipe.target_bits > 0;
+  const Clock::time_point choosing = Clock::now();
+  const Recipe recipe = chosen ? with_widths(run, tokens) : run.recipe;
+  const double widths_seconds = chosen ? seconds_since(choosing) : 0;
   Progress progress(run.global);
   const Clock::time_point start = Clock::now();
   const QuantizeReport report =
@@ -309,7 +205,7 @@ Outcome calibrate_and_quantize(const Run& run) {
                                                     human_seconds(each * double(at.total - at.done))));
                       }});
   progress.finish();
-  return {report, calibration_seconds};
+  return {report, calibration_seconds, widths_seconds};
 }
 
 // All that the output's bytes depend on. Names of files do not count, their content does.

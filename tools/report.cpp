@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "engine/io/json.h"
 #include "engine/io/output_file.h"
 #include "tools/console.h"
@@ -25,7 +27,11 @@ void report_runs(const ReportOptions& options) {
   for (const std::string& file : options.runs)
     sources.push_back({parse_json(read_file(file, kLargestRun), file), file});
   write_report(options.output, sources);
-  print(fmt::format("{}: {} runs\n", options.output, sources.size()));
+  const auto scores = std::count_if(sources.begin(), sources.end(), [](const ReportSource& source) {
+    return !source.json.contains("layers");
+  });
+  print(fmt::format("{}: {} quantized, {} measured\n", options.output, int64_t(sources.size()) - scores,
+                    scores));
 }
 
 }  // namespace

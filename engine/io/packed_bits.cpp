@@ -73,7 +73,7 @@ void unpack_block(const Words& words, uint8_t* codes) {
     const size_t word = i * kBits / 4, shift = i * kBits % 4 * 8;
     uint64_t eight = words[word] >> shift;
     if (shift + 8 * kBits > 32) eight |= uint64_t(words[word + 1]) << (32 - shift);
-    if (shift + 8 * kBits > 64) eight |= uint64_t(words[word + 2]) << (64 - shift);
+    if (shift + 8 * kBits > 64) eight |= uint64_t(words[word + 2]) << (64 - shift) % 64;
     eight = spread<kBits>(eight);
     std::memcpy(codes + 8 * i, &eight, 8);
   }

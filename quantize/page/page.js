@@ -13,6 +13,7 @@ const kFields = {
   seconds: {title: "Seconds", note: "solving the layer, without calibration"},
   salient_share: {title: "Salient columns", note: "share of the columns binarized twice"},
   target_bits: {title: "Wanted bits per weight"},
+  recipe: {title: "Named recipe"},
   sweeps: {title: "Sweeps"},
   curvature: {title: "Curvature"},
   asymmetric: {title: "Codes for the float input"},
@@ -25,9 +26,9 @@ const kFields = {
   one_pass: {title: "One pass per block"},
   kept_float: {title: "Left in float"},
 };
-const kShownElsewhere = new Set(["layers", "model", "output", "bits_per_weight", "seconds", "calibration_seconds",
+const kShownElsewhere = new Set(["layers", "model", "output", "bits_per_weight", "seconds", "calibration_seconds", "widths_seconds",
                                  "peak_memory_bytes", "output_bytes", "source_bytes"]);
-const kZeroIsUnused = new Set(["outlier_share", "target_bits", "tune_epochs", "tuning_kl_before", "tuning_kl_after"]);
+const kZeroIsUnused = new Set(["outlier_share", "target_bits", "sweeps", "tune_epochs", "tuning_kl_before", "tuning_kl_after"]);
 const fieldTitle = key => (kFields[key] || {}).title || (key[0].toUpperCase() + key.slice(1)).replace(/_/g, " ");
 const isShare = key => key.endsWith("_share");
 const fieldText = (key, value) => {
@@ -49,10 +50,11 @@ function wayOf(facts) {
   let name = methodName(facts.method);
   if (facts.compensation && facts.compensation !== "none") name += ` + ${facts.compensation}`;
   if (facts.correct_drift) name += " + drift";
-  return name;
+  return facts.recipe ? `${facts.recipe}: ${name}` : name;
 }
 function widthOf(facts) {
   const size = facts.group_size;
+  if (facts.target_bits > 0) return `${significant(facts.target_bits, 4)} bits on average`;
   return `${facts.bits} bit${facts.bits === 1 ? "" : "s"}${size === undefined ? "" : size > 0 ? `, groups of ${size}` : ", one scale a row"}`;
 }
 
@@ -83,7 +85,7 @@ function facts(items) {
 function keyFigures(run) {
   const before = median(run.layers.map(layer => layer.error_before)), after = median(run.layers.map(layer => layer.error_after));
   const own = data.scores.filter(score => samePath(score.model, run.output));
-  const calibration = run.calibration_seconds;
+  const calibration = run.calibration_seconds, widths = run.widths_seconds;
   return facts([
     ["Bits per weight", significant(run.bits_per_weight, 4), `stored, over ${run.layers.length} layers; scales and zero points included`],
     run.output_bytes && ["Size on disk", bytes(run.output_bytes), run.source_bytes
@@ -92,8 +94,9 @@ function keyFigures(run) {
     ...own.slice(0, 2).map(score => ["Perplexity", perplexityText(score.perplexity), [score.dataset,
       isNumber(score.reference_perplexity) ? `float ${perplexityText(score.reference_perplexity)}` : "",
       isNumber(score.kl_mean) ? `KL ${significant(score.kl_mean)}` : ""].filter(Boolean).join("; ")]),
-    isNumber(run.seconds) && ["Time", duration(run.seconds + (calibration || 0)),
-      isNumber(calibration) && calibration >= 1 ? `${duration(calibration)} of it calibration text` : null],
+    isNumber(run.seconds) && ["Time", duration(run.seconds + (calibration || 0) + (widths || 0)),
+      [[calibration, "calibration data"], [widths, "choosing widths"]].filter(([time]) => isNumber(time) && time >= 1)
+        .map(([time, what]) => `${duration(time)} of it ${what}`).join(", ") || null],
     run.peak_memory_bytes && ["Peak memory", bytes(run.peak_memory_bytes)],
   ]);
 }
@@ -101,12 +104,12 @@ function keyFigures(run) {
 function recipe(run) {
   const entries = [];
   for (const [key, value] of Object.entries(run)) {
-    if (kShownElsewhere.has(key) || (kZeroIsUnused.has(key) && value === 0)) continue;
+    if (kShownElsewhere.has(key) || (kZeroIsUnused.has(key) && value === 0) || value === "") continue;
     if (Array.isArray(value)) {
       if (value.length > 0) entries.push([fieldTitle(key), fieldText(key, value), true]);
     } else if (value && typeof value === "object") {
       for (const [inner, part] of Object.entries(value))
-        entries.push([`${fieldTitle(key)} ${inner.replace(/_/g, " ")}`, fieldText(inner, part)]);
+        if (inner !== "views" || part !== 1) entries.push([`${fieldTitle(key)} ${inner.replace(/_/g, " ")}`, fieldText(inner, part)]);
     } else {
       const text = key === "group_size" && value === 0 ? "whole rows" : key === "method" ? methodName(value) : fieldText(key, value);
       entries.push([fieldTitle(key), text]);

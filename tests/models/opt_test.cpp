@@ -44,7 +44,7 @@ TEST_P(OptVariant, LogitsMatchTransformers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, OptVariant, testing::ValuesIn(test::subfolders(kGoldens)),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& variant) { return variant.param; });
 
 }  // namespace
 }  // namespace ballast

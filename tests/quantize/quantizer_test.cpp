@@ -139,7 +139,7 @@ TEST_P(EveryVariant, QuantizesAndLoadsAgain) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, EveryVariant, testing::ValuesIn(test::subfolders(kTree / "tests/golden/opt")),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& variant) { return variant.param; });
 
 // Mean inputs of every layer, by name.
 struct MeanInputs final : nn::Observer {

@@ -31,11 +31,14 @@ TEST(ReportCommand, QuantizeWritesAPage) {
   const TempFolder folder;
   const std::string page = (folder / "page.html").string();
   folder.write("page.html", "an older page");
-  const Outcome run = quantize(folder / "out", {"--report", page, "--json"});
+  const Outcome run = quantize(folder / "out", {"--recipe", "fast", "--report", page, "--json"}, "gptq");
   ASSERT_EQ(run.code, 0) << run.err;
   const std::string html = folder.read("page.html");
   EXPECT_TRUE(html.starts_with("<!doctype html>"));
   EXPECT_NE(html.find("\"model.decoder.layers.3.fc2\""), html.npos);
+  EXPECT_NE(html.find("\"recipe\":\"fast\""), html.npos);
+  EXPECT_EQ(run.json().at("recipe"), "fast");
+  EXPECT_EQ(run.json().at("widths_seconds"), 0);
   EXPECT_GT(run.json().at("source_bytes"), run.json().at("output_bytes"));
   EXPECT_FALSE(fs::exists(page + ".writing"));
   EXPECT_TRUE(
@@ -71,6 +74,7 @@ TEST(ReportCommand, ComparesRunsAndTheirPerplexity) {
   const Outcome quantized = score((folder / "out").string()), original = score(kDemo);
   ASSERT_EQ(quantized.code, 0) << quantized.err;
   EXPECT_EQ(quantized.json().at("quantization").at("method"), "rtn");
+  EXPECT_EQ(quantized.json().at("quantization").at("recipe"), "");
   EXPECT_EQ(quantized.json().at("quantization").at("compensation"), "channel");
   EXPECT_EQ(quantized.json().at("bits_per_weight"), run.json().at("bits_per_weight"));
   EXPECT_EQ(quantized.json().at("model"), run.json().at("output"));
@@ -83,6 +87,7 @@ TEST(ReportCommand, ComparesRunsAndTheirPerplexity) {
   const Outcome report =
       ballast({"report", "-o", path("page.html"), path("a.json"), path("b.json"), path("c.json")});
   ASSERT_EQ(report.code, 0) << report.err;
+  EXPECT_EQ(report.out, path("page.html") + ": 1 quantized, 2 measured\n");
   EXPECT_NE(folder.read("page.html").find("\"scores\":[{"), std::string::npos);
   EXPECT_TRUE(refused(ballast({"report", "-o", path("p"), path("nothing.json")}), "nothing.json"));
   folder.write("d.json", "[1]");

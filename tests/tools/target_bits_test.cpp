@@ -50,6 +50,7 @@ TEST_F(TargetBitsCommand, MeetsTheTargetWithTheHeadAndIsWhatTheFolderHolds) {
     const Outcome outcome = run({"--target-bits", std::to_string(target)});
     ASSERT_EQ(outcome.code, 0) << outcome.err;
     const nlohmann::json report = outcome.json();
+    EXPECT_GT(report.at("widths_seconds"), 0);
     const double bits = report.at("bits_per_weight");
     EXPECT_LE(bits, target * (1 + 1e-9));
     EXPECT_GT(bits, std::max(before, target - 0.5));  // the head's next width costs up to 0.35 of it

@@ -80,6 +80,16 @@ TEST_F(Vision, EvaluateCountsWhatItCouldRead) {
   EXPECT_EQ(rows, 4);
 }
 
+TEST_F(Vision, EvaluateHasNoFiguresWithoutAnImage) {
+  folder_.write("none.txt", "broken.jpg 1\nmissing.jpg 2\n");
+  for (const char* form : {"--json", "--quiet"}) {
+    const Outcome run = ballast({"evaluate", "-m", path("model"), "--images", path("none.txt"), form});
+    EXPECT_EQ(run.code, 2);
+    EXPECT_EQ(run.out, "");
+    EXPECT_NE(run.err.find("2 of 2 images could not be read"), run.err.npos) << run.err;
+  }
+}
+
 TEST_F(Vision, ThreadsDoNotChangeResults) {
   std::string first;
   for (const char* threads : {"1", "3"}) {
@@ -94,6 +104,10 @@ TEST_F(Vision, ThreadsDoNotChangeResults) {
 
 TEST_F(Vision, RefusesTextModelsAndModelsWithoutPreparation) {
   EXPECT_TRUE(refused(ballast({"classify", "-m", kDemo, path("photo.jpg")}), "expected an image classifier"));
+  for (const std::vector<std::string>& wants_text :
+       std::vector<std::vector<std::string>>{{"generate", "-m", path("model"), "-p", "a"},
+                                             {"perplexity", "-m", path("model"), "--text", path("list.txt")}})
+    EXPECT_TRUE(refused(ballast(wants_text), "takes images and no text"));
   fs::remove(folder_ / "model/preprocessor_config.json");
   EXPECT_TRUE(
       refused(ballast({"classify", "-m", path("model"), path("photo.jpg")}), "preprocessor_config.json"));
@@ -116,7 +130,8 @@ TEST_F(Vision, QuantizedFoldersAreReadBack) {
       {"--bits", "8", "--activation-bits", "8"},
       {"--bits", "6", "--activation-bits", "6", "--method", "comq", "--no-fold-ranges"},
       {"--bits", "4", "--activation-bits", "4", "--recipe", "best"},
-      {"--bits", "4", "--activation-bits", "4", "--method", "rtn", "--no-logarithms", "--skip", "output.dense"}};
+      {"--bits", "4", "--activation-bits", "4", "--method", "rtn", "--no-logarithms", "--skip",
+       "output.dense"}};
   for (const auto& flags : runs) {
     std::vector<std::string> arguments{
         "quantize",       "-m",      path("model"), "-o",    path("out"), "--calibration",
@@ -126,7 +141,9 @@ TEST_F(Vision, QuantizedFoldersAreReadBack) {
     ASSERT_EQ(run.code, 0) << flags[0] << " " << flags[1] << ": " << run.err;
     const bool recipe = std::find(flags.begin(), flags.end(), "--method") == flags.end();
     const bool best = std::find(flags.begin(), flags.end(), "best") != flags.end();
-    EXPECT_EQ(run.json()["calibration"]["samples"], best ? 16 : recipe ? 8 : 4) << "views of four images";
+    const auto calibration = run.json()["calibration"];
+    EXPECT_EQ(calibration["samples"], 4);
+    EXPECT_EQ(calibration["views"], best ? 4 : recipe ? 2 : 1);
     const Outcome measured = ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--json"});
     EXPECT_EQ(measured.code, 0) << measured.err;
     EXPECT_TRUE(std::isfinite(measured.json()["nll"].get<double>()));
@@ -142,7 +159,8 @@ TEST_F(Vision, ViewsAreMoreSamplesOfTheSameImages) {
     arguments.insert(arguments.end(), more.begin(), more.end());
     const Outcome run = ballast(arguments);
     EXPECT_EQ(run.code, 0) << run.err;
-    EXPECT_EQ(run.json()["calibration"]["samples"], more.empty() ? 8 : 12);
+    EXPECT_EQ(run.json()["calibration"]["samples"], 4);
+    EXPECT_EQ(run.json()["calibration"]["views"], more.empty() ? 2 : 3);
     return ballast({"evaluate", "-m", path("out"), "--images", path("good.txt"), "--json"})
         .json()["nll"]
         .get<double>();
@@ -198,8 +216,8 @@ TEST_F(Vision, QuantizeRefusesWhatMakesNoSense) {
 // Sites are told apart by how they run; all instruction sets give the same answers; another run gives the same folder.
 TEST_F(Vision, QuantizedActivationsAreShownAndReproducible) {
   const auto quantize = [&](const std::string& out) {
-    return ballast({"quantize", "-m", path("model"), "-o", path(out), "--calibration", path("good.txt"), "--quiet",
-                    "--bits", "8", "--activation-bits", "8"});
+    return ballast({"quantize", "-m", path("model"), "-o", path(out), "--calibration", path("good.txt"),
+                    "--quiet", "--bits", "8", "--activation-bits", "8"});
   };
   ASSERT_EQ(quantize("out").code, 0);
   ASSERT_EQ(quantize("again").code, 0);
@@ -236,10 +254,12 @@ TEST_F(Vision, ActivationsAreRefusedWhereTheyMakeNoSense) {
     more.insert(more.begin(), {"quantize", "-m", model, "-o", path("out"), "--bits", "4"});
     return ballast(more);
   };
-  EXPECT_TRUE(refused(quantize(kDemo, {"--activation-bits", "8"}), "--activation-bits is for image classifiers"));
+  EXPECT_TRUE(
+      refused(quantize(kDemo, {"--activation-bits", "8"}), "--activation-bits is for image classifiers"));
   EXPECT_TRUE(refused(quantize(path("model"), {"--activation-bits", "5"}), "expected 4, 6 or 8"));
-  EXPECT_TRUE(refused(quantize(path("model"), {"--activation-bits", "8", "--one-pass", "--calibration", path("good.txt")}),
-                      "--one-pass makes no sense with --activation-bits"));
+  EXPECT_TRUE(refused(
+      quantize(path("model"), {"--activation-bits", "8", "--one-pass", "--calibration", path("good.txt")}),
+      "--one-pass makes no sense with --activation-bits"));
 }
 
 // A model for which real accuracy counts. Minutes.
@@ -252,8 +272,9 @@ TEST(VisionReference, SlowDeitTinyWithQuantizedActivations) {
   const TempFolder folder;
   for (const auto& [bits, least] : {std::pair{"8", 78.0}, std::pair{"4", 68.0}}) {
     const std::string out = (folder / (std::string("w") + bits)).string();
-    const Outcome run = ballast({"quantize", "-m", model.string(), "-o", out, "--calibration", training.string(), "--quiet",
-                                 "--json", "--bits", bits, "--activation-bits", bits, "--views", "1"});
+    const Outcome run =
+        ballast({"quantize", "-m", model.string(), "-o", out, "--calibration", training.string(), "--quiet",
+                 "--json", "--bits", bits, "--activation-bits", bits, "--views", "1"});
     ASSERT_EQ(run.code, 0) << run.err;
     const double share = run.json()["output_bytes"].get<double>() / run.json()["source_bytes"].get<double>();
     EXPECT_LT(share, bits[0] == '4' ? 0.2 : 0.3) << bits;

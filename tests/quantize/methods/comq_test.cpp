@@ -94,7 +94,9 @@ TEST(Comq, AgreesWithThePapersAlgorithm) {
     for (int64_t j = 0; j < layer.in; ++j)
       same &= std::nearbyint(q[size_t(j)] / scale) == std::nearbyint(fast.value(row, j) / fast.scale(row, 0));
     same_rows += same;
-    if (same) EXPECT_NEAR(fast.scale(row, 0), scale, 0x1p-11 * 1.01 * scale) << row;
+    if (same) {
+      EXPECT_NEAR(fast.scale(row, 0), scale, 0x1p-11 * 1.01 * scale) << row;
+    }
     for (int64_t i = 0; i < layer.in; ++i)
       for (int64_t j = 0; j < layer.in; ++j) {
         const double h = comq.curvature.h[size_t(i * layer.in + j)];
