@@ -60,6 +60,16 @@ const KernelTable& choose_kernels(const std::string& isa) {
   return scalar_kernels();
 }
 
+// With 512-bit loads of 4-bit codes Zen 4 follows the stream by itself, and hints only take places in its queue of misses:
+// without them OPT-1.3B's shape decodes 1.03 times as fast where memory is the limit (30 to 37 GB/s) and 1.1 to 1.2 times
+// at 50 to 60 GB/s. With fewer bits, more tokens or 256-bit loads hints help there too, up to 1.4 times.
+int64_t prefetch_bytes_for(const KernelTable& kernels) {
+#if defined(__x86_64__)
+  if (&kernels == &avx512_kernels() && __builtin_cpu_is("amd")) return 0;
+#endif
+  return kPrefetchBytes;
+}
+
 int usable_processors() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -85,7 +95,11 @@ float* ScratchBuffer::floats(int64_t count) {
 }
 
 CpuBackend::CpuBackend(const KernelTable& kernels, int threads, ActivationMode activations, bool pinned)
-    : kernels_(kernels), activations_(activations), pool_(threads, pinned), scratch_(size_t(threads)) {}
+    : kernels_(kernels),
+      activations_(activations),
+      prefetch_bytes_(prefetch_bytes_for(kernels)),
+      pool_(threads, pinned),
+      scratch_(size_t(threads)) {}
 
 std::string CpuBackend::description() const {
   return str("cpu, ", kernels_.name, ", ", pool_.threads(), pool_.threads() == 1 ? " thread" : " threads",

@@ -127,6 +127,7 @@ class CpuBackend final : public Backend {
 
   const KernelTable& kernels_;
   ActivationMode activations_;
+  int64_t prefetch_bytes_;  ///< of LinearTask
   ThreadPool pool_;
   ScratchBuffer blocks_;
   ScratchBuffer planes_;

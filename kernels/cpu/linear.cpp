@@ -46,6 +46,7 @@ LinearTask CpuBackend::linear_task(const Linear<Encoding>& op) {
   task.y = op.y.template as<float>();
   task.y_stride = op.y.strides[0];
   task.activation = uint8_t(op.activation);
+  task.prefetch_bytes = prefetch_bytes_;
   return task;
 }
 

@@ -26,7 +26,6 @@ inline constexpr int kMostPlaceSums = 8;  // more sums cost more than they save
 #else
 inline constexpr int kPlaneColumns = 6;
 #endif
-inline constexpr int64_t kPrefetchBytes = 3072;
 
 // body(i, step i) for the steps of one unit.
 template <int BITS, class Body>
@@ -66,9 +65,9 @@ static inline __attribute__((always_inline)) void each_step_of_short_unit(const 
 }
 
 template <int BITS>
-static inline void prefetch_unit(const uint8_t* p) {
+static inline void prefetch_unit(const uint8_t* p, int64_t ahead = kPrefetchBytes) {
   for (int64_t at = 0; at < steps_per_unit(BITS) * bytes_per_step(BITS); at += 64)
-    __builtin_prefetch(p + at + kPrefetchBytes);
+    __builtin_prefetch(p + at + ahead);
 }
 
 #if defined(BALLAST_AVX512)
@@ -108,14 +107,15 @@ static inline __attribute__((always_inline)) void each_step_in_place(const uint8
 // dot_packed for the whole units of a chunk.
 template <int BITS, int COLUMNS>
 static inline __attribute__((always_inline)) void dot_in_place(const uint8_t*& codes, int64_t units,
-                                                               const int32_t*& x, Sums (&sums)[COLUMNS]) {
+                                                               const int32_t*& x, Sums (&sums)[COLUMNS],
+                                                               int64_t ahead) {
   constexpr int kCount = BITS == 4 ? 2 : 4;  // places
   constexpr int kTurns = BITS == 4 && COLUMNS <= 3 ? 2 : 1;
   constexpr int64_t kUnit = steps_per_unit(BITS);
   Sums partial[kTurns * kCount * COLUMNS];
   for (auto& sum : partial) sum = no_sums();
   const auto unit = [&](int turn) __attribute__((always_inline)) {
-    prefetch_unit<BITS>(codes);
+    prefetch_unit<BITS>(codes, ahead);
     each_step_in_place<BITS>(
         codes, [&](int i, int place, V step) __attribute__((always_inline)) {
           for (int c = 0; c < COLUMNS; ++c)
@@ -159,10 +159,11 @@ static inline void flush_partial(Sums& sums, Partial<BITS> partial) {
   }
 }
 
-// sums[c] += Σ over the steps of a chunk, codes straight from memory; x: [step][COLUMNS]
+// sums[c] += Σ over the steps of a chunk, codes straight from memory; x: [step][COLUMNS]. `ahead`: see prefetch_unit.
 template <int BITS, int COLUMNS>
 static inline __attribute__((always_inline)) void dot_packed(const uint8_t* codes, int64_t steps,
-                                                             const int32_t* x, Sums (&sums)[COLUMNS]) {
+                                                             const int32_t* x, Sums (&sums)[COLUMNS],
+                                                             int64_t ahead) {
   constexpr int64_t kUnit = steps_per_unit(BITS), kBytes = kUnit * bytes_per_step(BITS);
   constexpr int64_t kUnits = BITS == 8 ? 8 : BITS == 4 ? 4 : BITS == 3 ? 2 : 4;
   static_assert(kUnits * kUnit <= kFlushSteps<BITS> || BITS == 8);
@@ -170,7 +171,7 @@ static inline __attribute__((always_inline)) void dot_packed(const uint8_t* code
   int64_t units = steps / kUnit;
 #if defined(BALLAST_AVX512)
   if constexpr (BITS != 8 && COLUMNS * (BITS == 4 ? 2 : 4) <= kMostPlaceSums) {
-    dot_in_place<BITS>(codes, units, x, sums);
+    dot_in_place<BITS>(codes, units, x, sums, ahead);
     units = 0;
   }
 #endif
@@ -178,7 +179,7 @@ static inline __attribute__((always_inline)) void dot_packed(const uint8_t* code
     Partial<BITS> partial[kCount * COLUMNS];
     for (auto& sum : partial) sum = no_partial<BITS>();
     const auto unit = [&]() __attribute__((always_inline)) {
-      prefetch_unit<BITS>(codes);
+      prefetch_unit<BITS>(codes, ahead);
       each_step<BITS>(
           codes, [&](int i, V step) __attribute__((always_inline)) {
             for (int c = 0; c < COLUMNS; ++c)
@@ -357,6 +358,7 @@ static void planes_of_few_tokens(const LinearTask& task, int64_t tile) {
   [[maybe_unused]] OutlierCursor cursor;
   [[maybe_unused]] ChunkOutliers outliers;
   if constexpr (Groups::kOutliers) cursor = outlier_cursor(weight, tile);
+  const int64_t ahead = kBits == 4 && TOKENS == 1 ? task.prefetch_bytes : kPrefetchBytes;
   F y[TOKENS];
   for (F& value : y) value = broadcast(0);
   float partial[kTileRows];
@@ -368,7 +370,7 @@ static void planes_of_few_tokens(const LinearTask& task, int64_t tile) {
       const int64_t steps = shape.steps(chunk), columns = shape.columns(chunk);
       Sums sums[TOKENS * P];
       for (int t = 0; t < TOKENS; ++t) Groups::template begin<P>(facts, digit_sums + t * P, sums + t * P);
-      dot_packed<kBits, TOKENS * P>(at, steps, x, sums);
+      dot_packed<kBits, TOKENS * P>(at, steps, x, sums, ahead);
       for (int t = 0; t < TOKENS; ++t)
         y[t] = Groups::template finish<P>(facts, digit_sums + t * P, sums + t * P, step[t], y[t]);
       at += steps * bytes_per_step(kBits);
