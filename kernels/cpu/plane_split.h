@@ -51,6 +51,14 @@ static uint32_t largest_bits(const float* x, int64_t count) {
   return uint32_t(_mm_cvtsi128_si32(four));
 }
 
+// The first N words of four, and no more: what lies behind them may be another token's. From the register, since
+// loads of parts of what was just stored are slow.
+template <int N>
+static inline void store_words(int32_t* to, __m128i words) {
+  if constexpr (N >= 2) _mm_storel_epi64(reinterpret_cast<__m128i*>(to), words);
+  if constexpr (N != 2) to[N - 1] = _mm_extract_epi32(words, N - 1);
+}
+
 template <int PLANES, bool WORDS>
 static void put_digits(const float* x, int64_t steps, float inverse, int64_t stride, int32_t* out,
                        int32_t* sums) {
@@ -63,7 +71,6 @@ static void put_digits(const float* x, int64_t steps, float inverse, int64_t str
   constexpr int kStepsOfFour = WORDS ? 2 : 1;
   const __m256 scale = _mm256_set1_ps(inverse);
   __m256i total = _mm256_setzero_si256();
-  int32_t words[8];
   for (int64_t step = 0; step < steps; step += 2 * kStepsOfFour, x += 8) {
     __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), scale));
     if (!WORDS && PLANES == 3) {
@@ -79,14 +86,17 @@ static void put_digits(const float* x, int64_t steps, float inverse, int64_t str
     v = _mm256_shuffle_epi8(v, order);
     const __m256i pairs = WORDS ? v : _mm256_maddubs_epi16(_mm256_set1_epi8(1), v);
     total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), v);
+    const __m128i halves[2] = {_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)};
 #pragma GCC unroll 4
-    for (int i = 0; i < 2 * kStepsOfFour; ++i)
-      if (!WORDS || step + i < steps)
-        __builtin_memcpy(out + i * stride, words + (WORDS ? i * PLANES + (i / 2) * (4 - 2 * PLANES) : i * 4),
-                         PLANES * sizeof(int32_t));
+    for (int i = 0; i < 2 * kStepsOfFour; ++i) {
+      // Below 8 bits a chunk's steps are even in number.
+      if (WORDS && step + i >= steps) break;
+      const __m128i half = halves[i / kStepsOfFour];
+      store_words<PLANES>(out + i * stride, WORDS && i % 2 ? _mm_srli_si128(half, PLANES * 4) : half);
+    }
     out += 2 * kStepsOfFour * stride;
   }
+  int32_t words[8];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), total);
   for (int p = 0; p < PLANES; ++p)
     sums[p] =
