@@ -113,7 +113,7 @@ step_bench() {
 
 failed=0
 for step in "${steps[@]}"; do
-  if [ "$step" != build ] && ldd $build/device_check | grep -q "libcublasLt.*not found"; then
+  if [ "$step" != build ] && ldd $build/device_check 2>/dev/null | grep -q "libcublasLt.*not found"; then
     library=$(find_cuda 'libcublasLt.so.*')
     export LD_LIBRARY_PATH=$(dirname "$library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   fi
