@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "tests/support/random.h"
 #include "tests/support/simt/emulated_memory.h"
