@@ -68,8 +68,9 @@ step_build() {
 
 # A process for each part: a kernel that fails takes its process with it, and the others are still worth knowing.
 step_check() {
-  local part status failed=0
-  for part in $($build/device_check --parts); do
+  local part parts status failed=0
+  parts=$($build/device_check --parts) || return 1
+  for part in $parts; do
     SECONDS=0 status=0
     log check timeout -k 10 300 $build/device_check . "$part" || status=$?
     [ $status -ne 77 ] || return 77
