@@ -34,6 +34,7 @@ std::string megabytes(size_t bytes) {
 
 void check_call(int error, const char* call) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // what is said here is not said again of the next launch
   throw RuntimeFailure(str(call, " failed: ", cudaGetErrorString(cudaError_t(error))));
 }
 
@@ -195,6 +196,7 @@ Recording Machine::record(const std::function<void()>& body) {
     body();
   } catch (...) {
     cudaStreamEndCapture(state_->stream, &made->graph);
+    cudaGetLastError();
     throw;
   }
   check_call(cudaStreamEndCapture(state_->stream, &made->graph), "cudaStreamEndCapture");

@@ -1,6 +1,7 @@
 // How fast the CUDA backend is: linear layers of OPT's shapes against cuBLASLt in f16, decoding and prompts of whole models with
-// random weights, and what --deterministic costs those. Medians over graph replays between events, weights rotated beyond the cache, random data, outputs poisoned
-// and checked; the clocks are left alone.
+// random weights, and what --deterministic costs those. Medians over graph replays between events, weights rotated beyond the
+// cache, random data, outputs poisoned and checked; the clocks are left alone. Linear layers find their input rounded, as cuBLASLt
+// does, up to 128 tokens.
 //
 // usage: device_bench COMMIT DATE OUTPUT.json [--short]      a table on stdout; --short: tiny shapes, for the emulator
 #include <algorithm>
@@ -39,7 +40,7 @@ struct Plan {
   std::vector<int64_t> tokens{1, 2, 4, 8, 16, 32, 64, 128, 256};
   int64_t rotated_bytes = int64_t(256) << 20;
   int64_t copied_bytes = int64_t(2) << 30;
-  int repeats = 50;
+  int repeats = 30;
   int64_t prompt = 512;
   /// Where codes are multiplied as they are, and where they are decoded first: both are measured.
   std::vector<int64_t> crossing{64, 128, 256, 384, 512, 768, 1024};
@@ -51,10 +52,14 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// Seconds of one call of `body(i)`: a graph of `calls` calls, replayed. The bodies take turns among what they rotate.
 struct Timing {
   double median, lowest, highest;
 };
+// A GPU that waited for the host has left its clocks; a graph's first kernel waits for the host to hand over the graph, some 10
+// µs that would count when it has few and short calls.
+constexpr double kWarmSeconds = 0.03, kLeastSeconds = 0.001;
+
+/// Seconds of one call of `body(i)`: a graph of `calls` calls, replayed. The bodies take turns among what they rotate.
 Timing time_calls(cuda::Machine& machine, int64_t calls, int repeats,
                   const std::function<void(int64_t)>& body) {
   const auto all = [&] {
@@ -63,11 +68,15 @@ Timing time_calls(cuda::Machine& machine, int64_t calls, int repeats,
   all();  // allocates what is needed
   machine.wait();
   const cuda::Recording recording = machine.record(all);
-  for (int i = 0; i < 3; ++i) machine.replay(recording);
-  machine.wait();
+  double warm = 0, once = 0;
+  for (int i = 0; i < 3 || warm < kWarmSeconds; ++i)
+    warm += once = std::max(1e-6, machine.seconds([&] { machine.replay(recording); }));
+  const int at_once = std::max(1, int(std::ceil(kLeastSeconds / once)));
   std::vector<double> seconds;
   for (int i = 0; i < repeats; ++i)
-    seconds.push_back(machine.seconds([&] { machine.replay(recording); }) / double(calls));
+    seconds.push_back(machine.seconds([&] {
+      for (int again = 0; again < at_once; ++again) machine.replay(recording);
+    }) / double(calls * at_once));
   return {median(seconds), *std::min_element(seconds.begin(), seconds.end()),
           *std::max_element(seconds.begin(), seconds.end())};
 }
@@ -100,11 +109,16 @@ AffineMatrix random_matrix(Backend& backend, int bits, int64_t out, int64_t in, 
 
 class Bench {
  public:
-  /// `steady`: the same device with --deterministic.
-  Bench(CudaBackend& backend, CudaBackend& steady, const Plan& plan)
-      : backend_(backend), steady_(steady), machine_(backend.machine()), plan_(plan) {}
+  /// `steady`: the same device with --deterministic. `about`: the file's head.
+  Bench(CudaBackend& backend, CudaBackend& steady, const Plan& plan, nlohmann::json about, std::string output)
+      : backend_(backend),
+        steady_(steady),
+        machine_(backend.machine()),
+        plan_(plan),
+        file_(std::move(about)),
+        output_(std::move(output)) {}
 
-  nlohmann::json run();
+  void run();
 
  private:
   void copy_bandwidth();
@@ -114,15 +128,18 @@ class Bench {
   void verify(const AffineMatrix& matrix, const std::vector<float>& x, const Tensor& y, int64_t tokens,
               const std::string& what);
   void attention(const OptShape& shape, DType cache);
-  void whole(const char* test, const OptShape& shape, int bits, int64_t tokens);
+  void whole(const char* test, const OptShape& shape, int bits, int64_t tokens, bool steady_too);
   void add(const std::string& test, const std::string& model, int64_t out, int64_t in, int bits,
            int64_t tokens, const Timing& timing, int64_t bytes, double times_faster = 0);
+  /// Now and then, so that what a time limit cuts off is little.
+  void save();
 
   CudaBackend &backend_, &steady_;
   cuda::Machine& machine_;
   const Plan& plan_;
   double copy_ = 0;  ///< bytes a second, read and written
-  nlohmann::json rows_ = nlohmann::json::array();
+  nlohmann::json file_, rows_ = nlohmann::json::array();
+  std::string output_, crossings_;
   std::map<std::tuple<int64_t, int64_t, int64_t>, double> half_seconds_;
 };
 
@@ -133,6 +150,7 @@ void Bench::copy_bandwidth() {
     machine_.copy_in(to.view().as<void>(), from.view().data, plan_.copied_bytes);
   });
   copy_ = 2 * double(plan_.copied_bytes) / timing.median;
+  file_["copy_gb_per_second"] = 1e-9 * copy_;
   std::printf("%s, copy bandwidth %.0f GB/s\n\n", machine_.facts().name.c_str(), 1e-9 * copy_);
   std::printf(
       "| test | shape | bits | tokens | us (lowest, highest) | GB/s | of copy | x cuBLASLt f16 | tokens/s |\n"
@@ -261,16 +279,20 @@ void Bench::crossing(const char* model, const std::vector<Weight>& weights, cons
   Random random(3);
   for (const int64_t tokens : plan_.crossing) {
     const std::vector<float> input = random.floats(tokens * in);
-    const Tensor x = Tensor::from_floats(backend_, input, {tokens, in}),
-                 y(backend_, DType::f32, {tokens, out});
+    const Tensor x = Tensor::from_floats(backend_, input, {tokens, in});
     double seconds[2] = {};
     for (const bool decoded : {false, true}) {
+      const Tensor y = Tensor::from_floats(
+          backend_, std::vector<float>(size_t(tokens * out), std::numeric_limits<float>::quiet_NaN()),
+          {tokens, out});
       backend_.decode_from(decoded ? 1 : INT64_MAX);
       const Timing timing = time_calls(machine_, int64_t(weights.size()), plan_.repeats / 2, [&](int64_t i) {
         weights[size_t(i)].visit([&]<class View>(const View& view) {
           backend_.run(Linear<View>{.x = x.view(), .weight = view, .y = y.view()});
         });
       });
+      verify(matrix, input, y, tokens,
+             str(out, "x", in, decoded ? ", decoded, " : ", codes, ", tokens, " tokens"));
       seconds[decoded] = timing.median;
       add(decoded ? "linear, decoded" : "linear, codes", model, out, in, matrix.bits, tokens, timing,
           weights[0].bytes() + 4 * tokens * (in + out));
@@ -283,8 +305,8 @@ void Bench::crossing(const char* model, const std::vector<Weight>& weights, cons
   }
   const std::string found =
       from > 0 ? str("from ", from, " tokens on") : str("at none of these numbers of tokens");
-  std::printf("%ldx%ld, %d bits: decoding is faster %s (kDecodeTokens is %ld)\n", long(out), long(in),
-              matrix.bits, found.c_str(), long(CudaBackend::kDecodeTokens));
+  crossings_ += str(out, "x", in, ", ", matrix.bits, " bits: decoding is faster ", found,
+                    " (kDecodeTokens is ", CudaBackend::kDecodeTokens, ")\n");
 }
 
 // One row behind a long past, as decoding has it, all of whose keys and values come from memory.
@@ -422,9 +444,10 @@ class Decoder {
 };
 
 // A step of `tokens`, without and with --deterministic.
-void Bench::whole(const char* test, const OptShape& shape, int bits, int64_t tokens) {
+void Bench::whole(const char* test, const OptShape& shape, int bits, int64_t tokens, bool steady_too) {
   double otherwise = 0;
   for (CudaBackend* backend : {&backend_, &steady_}) {
+    if (backend == &steady_ && !steady_too) return;
     Decoder decoder(*backend, shape, bits, plan_.rotated_bytes, tokens);
     const Timing timing = time_calls(backend->machine(), 1, plan_.repeats, [&](int64_t) { decoder.step(); });
     if (!decoder.finite()) throw RuntimeFailure(str(shape.name, ": logits are not finite"));
@@ -435,21 +458,30 @@ void Bench::whole(const char* test, const OptShape& shape, int bits, int64_t tok
   }
 }
 
-nlohmann::json Bench::run() {
+void Bench::save() {
+  file_["rows"] = rows_;
+  std::ofstream file(output_);
+  file << file_.dump(1) << "\n";
+  if (!file.flush()) throw RuntimeFailure("cannot write " + output_);
+}
+
+void Bench::run() {
   copy_bandwidth();
-  for (const OptShape& shape : plan_.shapes)
+  save();
+  for (const OptShape& shape : plan_.shapes) {
     for (const auto& [out, in] :
          {std::pair(shape.hidden, shape.hidden), std::pair(4 * shape.hidden, shape.hidden),
           std::pair(shape.hidden, 4 * shape.hidden)}) {
       halves(shape.name, out, in);
       for (const int bits : {4, 3, 2}) layer(shape.name, out, in, bits);
+      save();
     }
-  for (const OptShape& shape : plan_.shapes) {
     for (const DType cache : {DType::f32, DType::u8}) attention(shape, cache);
-    for (const int bits : {4, 3, 2}) whole("decode", shape, bits, 1);
-    whole("prompt", shape, 4, plan_.prompt);
+    for (const int bits : {4, 3, 2}) whole("decode", shape, bits, 1, bits == 4);
+    whole("prompt", shape, 4, plan_.prompt, true);
+    save();
   }
-  return rows_;
+  std::printf("\n%s", crossings_.c_str());
 }
 
 int run(const std::string& commit, const std::string& date, const std::string& output, bool small) {
@@ -462,15 +494,13 @@ int run(const std::string& commit, const std::string& date, const std::string& o
   Plan plan;
   if (small) plan = {kTiny, {1, 9}, 1 << 16, 1 << 20, 3, 20, {64, 96}, 40};
   auto& cuda_backend = static_cast<CudaBackend&>(*backend);
-  const nlohmann::json rows = Bench(cuda_backend, static_cast<CudaBackend&>(*steady), plan).run();
   const cuda::MachineFacts& facts = cuda_backend.machine().facts();
-  std::ofstream file(output);
-  file << nlohmann::json{{"device", facts.name}, {"commit", commit},
-                         {"date", date},         {"multiprocessors", facts.multiprocessors},
-                         {"group_size", 128},    {"rows", rows}}
-              .dump(1)
-       << "\n";
-  if (!file.flush()) throw RuntimeFailure("cannot write " + output);
+  const nlohmann::json about{{"device", facts.name},
+                             {"commit", commit},
+                             {"date", date},
+                             {"multiprocessors", facts.multiprocessors},
+                             {"group_size", 128}};
+  Bench(cuda_backend, static_cast<CudaBackend&>(*steady), plan, about, output).run();
   return 0;
 }
 
@@ -478,6 +508,7 @@ int run(const std::string& commit, const std::string& date, const std::string& o
 }  // namespace ballast
 
 int main(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   if (count < 4) {
     std::fprintf(stderr, "usage: device_bench COMMIT DATE OUTPUT.json [--short]\n");
     return 2;

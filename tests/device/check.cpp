@@ -1,7 +1,8 @@
 // The CUDA backend against the CPU backend: every kernel, then whole models. Fresh random inputs for every check, outputs
 // poisoned with NaNs before.
 //
-// usage: device_check SOURCE_DIR [--short]      --short: few and small cases, for memory checkers and for the emulator
+// usage: device_check SOURCE_DIR [--short] [PART...]      --short: few and small cases, for memory checkers and for the emulator
+//        device_check --parts                             what PART may be, all of them by default
 #include <stdlib.h>
 
 #include <algorithm>
@@ -277,6 +278,10 @@ class Session {
         cache_(backend, model_->facts(), model_->facts().layers, 512, type),
         runner_(backend, *model_, cache_) {
     CHECK(cache_.reserve(pages_, 512));
+    // Codes are read a page at a time, also those that nothing has written yet and nobody uses: a checker of such reads would
+    // report them.
+    if (type == CacheType::int8)
+      for (const OutputView& layer : cache_.views()) backend.clear(layer.as<void>(), layer.bytes());
   }
   /// Logits of the last token of `ids`, which go behind what was fed before.
   std::vector<float> feed(const std::vector<int32_t>& ids) {
@@ -343,7 +348,42 @@ void check_deterministic(Report& report, const std::filesystem::path& source, bo
                 "--deterministic: chunks give the same bits");
 }
 
-int run(const std::filesystem::path& source, bool small) {
+void check_models(const Devices& devices, Report& report, const std::filesystem::path& source, bool small) {
+  std::string folder = (std::filesystem::temp_directory_path() / "ballast-device-XXXXXX").string();
+  if (!::mkdtemp(folder.data())) throw RuntimeFailure("cannot make a temporary folder");
+  for (const int bits : small ? std::vector{4} : std::vector{2, 3, 4, 8}) {
+    const std::filesystem::path model = std::filesystem::path(folder) / str(bits);
+    test::write_rounded(source / "models/demo", model, bits, 64);
+    check_model(devices, report, model, str("demo model, ", bits, " bits ", devices.name), small ? 4 : 200);
+    if (bits == 4)
+      check_model(devices, report, model, str("demo model, 4 bits ", devices.name, ", cache of codes"),
+                  small ? 4 : 200, CacheType::int8);
+  }
+  std::filesystem::remove_all(folder);
+  if (!small) check_model(devices, report, source / "models/demo", "demo model, f16", 200);
+}
+
+struct Part {
+  const char* name;
+  void (*check)(const Devices&, Report&, const std::filesystem::path& source, bool small);
+};
+using Path = std::filesystem::path;
+constexpr Part kParts[] = {
+    {"linear",
+     [](const Devices& on, Report& report, const Path&, bool small) { check_linear(on, report, small); }},
+    {"tables", [](const Devices& on, Report& report, const Path&, bool) { check_tables(on, report); }},
+    {"norm", [](const Devices& on, Report& report, const Path&, bool) { check_norm(on, report); }},
+    {"attention",
+     [](const Devices& on, Report& report, const Path&, bool small) { check_attention(on, report, small); }},
+    {"rounded",
+     [](const Devices& on, Report& report, const Path&, bool) { check_rounded_attention(on, report); }},
+    {"quantizer", [](const Devices& on, Report& report, const Path&,
+                     bool small) { device::check_quantizer(*on.cpu, *on.cuda, report, small); }},
+    {"deterministic", [](const Devices&, Report& report, const Path& source,
+                         bool small) { check_deterministic(report, source, small); }},
+    {"models", check_models}};
+
+int run(const std::filesystem::path& source, bool small, const std::vector<std::string>& parts) {
   if (const std::string reason = cuda::why_unavailable(); !reason.empty()) {
     std::printf("device_check: skipped, %s\n", reason.c_str());
     return device::kSkipped;
@@ -352,25 +392,9 @@ int run(const std::filesystem::path& source, bool small) {
   for (const char* activations : {"f32", "bf16"}) {
     const Devices devices = open_devices(activations);
     std::printf("%s against %s\n", devices.cuda->description().c_str(), devices.cpu->description().c_str());
-    check_linear(devices, report, small);
-    check_tables(devices, report);
-    check_norm(devices, report);
-    check_attention(devices, report, small);
-    check_rounded_attention(devices, report);
-    device::check_quantizer(*devices.cpu, *devices.cuda, report, small);
-    check_deterministic(report, source, small);
-    std::string folder = (std::filesystem::temp_directory_path() / "ballast-device-XXXXXX").string();
-    if (!::mkdtemp(folder.data())) throw RuntimeFailure("cannot make a temporary folder");
-    for (const int bits : small ? std::vector{4} : std::vector{2, 3, 4, 8}) {
-      const std::filesystem::path model = std::filesystem::path(folder) / str(bits);
-      test::write_rounded(source / "models/demo", model, bits, 64);
-      check_model(devices, report, model, str("demo model, ", bits, " bits ", devices.name), small ? 4 : 200);
-      if (bits == 4)
-        check_model(devices, report, model, str("demo model, 4 bits ", devices.name, ", cache of codes"),
-                    small ? 4 : 200, CacheType::int8);
-    }
-    std::filesystem::remove_all(folder);
-    if (!small) check_model(devices, report, source / "models/demo", "demo model, f16", 200);
+    for (const Part& part : kParts)
+      if (parts.empty() || std::find(parts.begin(), parts.end(), part.name) != parts.end())
+        part.check(devices, report, source, small);
   }
   return report.finish("device_check");
 }
@@ -379,12 +403,20 @@ int run(const std::filesystem::path& source, bool small) {
 }  // namespace ballast
 
 int main(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // findings are not lost with a process that is stopped
+  if (count == 2 && std::string(arguments[1]) == "--parts") {
+    for (const ballast::Part& part : ballast::kParts) std::printf("%s\n", part.name);
+    return 0;
+  }
   if (count < 2) {
-    std::fprintf(stderr, "usage: device_check SOURCE_DIR [--short]\n");
+    std::fprintf(stderr, "usage: device_check SOURCE_DIR [--short] [PART...]\n");
     return 2;
   }
+  std::vector<std::string> parts(arguments + 2, arguments + count);
+  const bool small = !parts.empty() && parts.front() == "--short";
+  if (small) parts.erase(parts.begin());
   try {
-    return ballast::run(arguments[1], count > 2 && std::string(arguments[2]) == "--short");
+    return ballast::run(arguments[1], small, parts);
   } catch (const std::exception& error) {
     std::printf("device_check: %s\n", error.what());
     return ballast::device::kFailed;

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "tests/support/random.h"
 #include "tests/support/simt/emulated_memory.h"
@@ -300,6 +301,41 @@ TEST(SimtEmulator, KernelsDoNotReachHostMemory) {
   EXPECT_THROW(cuda::launch<SetOne>(machine, {}, {.values = values.data()}), Fault);
   float on_the_stack[32];
   EXPECT_THROW(cuda::launch<SetOne>(machine, {}, {.values = on_the_stack}), Fault);
+}
+
+// What a stream does while it is captured.
+TEST(SimtEmulator, RecordingsHoldLaunchesAndRefuseWhatNoGraphCanDo) {
+  cuda::Machine machine;
+  auto* const values = static_cast<float*>(machine.allocate(32 * sizeof(float)));
+  machine.clear(values, 32 * sizeof(float));
+  const auto value = [&] {
+    float here = -1;
+    machine.copy_out(&here, values, sizeof here);
+    return here;
+  };
+  const cuda::Recording one = machine.record([&] { cuda::launch<SetOne>(machine, {}, {.values = values}); });
+  EXPECT_EQ(value(), 0);
+  machine.replay(one);
+  EXPECT_EQ(value(), 1);
+  const cuda::Recording zero = machine.record([&] { machine.clear(values, sizeof(float)); });
+  EXPECT_EQ(value(), 1);
+  machine.replay(zero);
+  EXPECT_EQ(value(), 0);
+
+  float here = 2;
+  EXPECT_THROW(machine.record([&] { machine.allocate(64); }), Fault);
+  EXPECT_THROW(machine.record([&] { machine.wait(); }), Fault);
+  EXPECT_THROW(machine.record([&] { machine.copy_in(values, &here, sizeof here); }), Fault);
+  EXPECT_THROW(machine.record([&] { machine.copy_out(&here, values, sizeof here); }), Fault);
+  machine.replay(one);
+  EXPECT_EQ(value(), 1) << "and goes on as before";
+  EXPECT_THROW(machine.record([&] { machine.release(values); }), Fault);
+}
+
+TEST(SimtEmulator, LaunchesBeyondWhatAGpuTakesAreRefused) {
+  const auto nothing = [] {};
+  EXPECT_THROW(run({.blocks_y = 65536, .threads = 32}, nothing), ContractError);
+  EXPECT_THROW(run({.threads = 32, .shared_bytes = (227 << 10) + 1}, nothing), ContractError);
 }
 
 }  // namespace

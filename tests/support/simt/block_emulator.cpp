@@ -16,7 +16,9 @@
 namespace ballast::simt {
 namespace {
 
-constexpr int kWarp = dev::kWarp, kMostThreads = 1024;
+// What a GPU of compute capability 9.0 launches.
+constexpr int kWarp = dev::kWarp, kMostThreads = 1024, kMostBlocksY = 65535;
+constexpr int64_t kMostShared = 227 << 10;
 
 using Perform = void (*)(std::array<void*, kWarp>& lanes);
 
@@ -98,7 +100,9 @@ void Emulator::run(const Launch& shape, void (*body)(const void*), const void* a
   CHECK(!running, "a launch inside a launch");
   CHECK(shape.threads > 0 && shape.threads % kWarp == 0 && shape.threads <= kMostThreads, shape.threads,
         " threads");
-  CHECK(shape.blocks > 0 && shape.blocks_y > 0, shape.blocks, " x ", shape.blocks_y, " blocks");
+  CHECK(shape.blocks > 0 && shape.blocks_y > 0 && shape.blocks_y <= kMostBlocksY, shape.blocks, " x ",
+        shape.blocks_y, " blocks");
+  CHECK(shape.shared_bytes <= kMostShared, shape.shared_bytes, " bytes of shared memory");
   launch = shape;
   body_ = body;
   args_ = args;

@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstring>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
@@ -30,6 +33,20 @@ void check_addresses(const void* args, size_t bytes) {
   }
 }
 
+// What a recording holds: work on the stream, its arguments as they were. Like a stream that is captured, it refuses calls that
+// cannot be part of a graph.
+using Work = std::vector<std::function<void()>>;
+Work* recorded = nullptr;
+bool released_in_recording = false;
+
+void refuse_recording(bool refused, const char* what) {
+  if (recorded && refused) throw simt::Fault(str(what, " in what is recorded"));
+}
+void put_on_stream(std::function<void()> work) {
+  if (recorded) return recorded->push_back(std::move(work));
+  work();
+}
+
 }  // namespace
 
 std::string why_unavailable() {
@@ -53,11 +70,13 @@ Machine::~Machine() {
 }
 
 void* Machine::allocate(int64_t bytes) {
+  refuse_recording(true, "an allocation");
   void* pointer = simt::allocate(bytes);
   if (!pointer) throw RuntimeFailure(str("out of device memory: ", bytes, " bytes were asked for"));
   return pointer;
 }
 void Machine::release(void* pointer) noexcept {
+  released_in_recording |= recorded != nullptr;
   queue_.flush_quietly();
   simt::release(pointer);
 }
@@ -66,10 +85,14 @@ void Machine::copy_in(void* to, const void* from, int64_t bytes) {
   copy_ahead(to, from, bytes);
 }
 void Machine::copy_ahead(void* to, const void* from, int64_t bytes) {
-  const DeviceAccess access;
-  std::memcpy(to, from, size_t(bytes));
+  refuse_recording(!simt::is_device(from), "a copy from the host");
+  put_on_stream([=] {
+    const DeviceAccess access;
+    std::memcpy(to, from, size_t(bytes));
+  });
 }
 void Machine::copy_out(void* to, const void* from, int64_t bytes) {
+  refuse_recording(true, "a copy to the host");
   queue_.flush();
   if (simt::is_device(from)) simt::count_fetched(bytes);
   const DeviceAccess access;
@@ -77,10 +100,13 @@ void Machine::copy_out(void* to, const void* from, int64_t bytes) {
 }
 void Machine::clear(void* to, int64_t bytes) {
   queue_.flush();
-  const DeviceAccess access;
-  std::memset(to, 0, size_t(bytes));
+  put_on_stream([=] {
+    const DeviceAccess access;
+    std::memset(to, 0, size_t(bytes));
+  });
 }
 void Machine::wait() {
+  refuse_recording(true, "waiting for the device");
   queue_.flush();
 }
 void* Machine::stream() const {
@@ -88,21 +114,31 @@ void* Machine::stream() const {
 }
 
 struct Recording::State {
-  std::function<void()> body;
+  Work work;
 };
 Recording::Recording(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Recording::Recording(Recording&&) noexcept = default;
 Recording& Recording::operator=(Recording&&) noexcept = default;
 Recording::~Recording() = default;
 
-// As on a device, a recording does what its launches were told when it was made.
 Recording Machine::record(const std::function<void()>& body) {
-  queue_.flush();
-  return Recording(std::make_unique<Recording::State>(Recording::State{body}));
+  const QueueShut shut(queue_);
+  auto made = std::make_unique<Recording::State>();
+  recorded = &made->work;
+  try {
+    body();
+  } catch (...) {
+    recorded = nullptr;
+    throw;
+  }
+  recorded = nullptr;
+  if (std::exchange(released_in_recording, false))
+    throw simt::Fault("memory is released in what is recorded");
+  return Recording(std::move(made));
 }
 void Machine::replay(const Recording& recording) {
-  const QueueShut shut(queue_);
-  recording.state_->body();
+  queue_.flush();
+  for (const auto& work : recording.state_->work) work();
 }
 double Machine::seconds(const std::function<void()>& body) {
   const auto start = std::chrono::steady_clock::now();
@@ -111,10 +147,9 @@ double Machine::seconds(const std::function<void()>& body) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void Machine::multiply(const HalfProduct& p) {
-  queue_.flush();
-  for (const void* operand : {p.a, p.b, static_cast<const void*>(p.out)})
-    CHECK(simt::is_device(operand), "cuBLASLt reaches device memory only");
+namespace {
+
+void multiply_now(const HalfProduct& p) {
   const DeviceAccess access;
   const auto widened = [&](const void* halves, int64_t count) {
     std::vector<float> values;
@@ -134,15 +169,31 @@ void Machine::multiply(const HalfProduct& p) {
     }
 }
 
+}  // namespace
+
+void Machine::multiply(const HalfProduct& p) {
+  queue_.flush();
+  for (const void* operand : {p.a, p.b, static_cast<const void*>(p.out)})
+    CHECK(simt::is_device(operand), "cuBLASLt reaches device memory only");
+  put_on_stream([p] { multiply_now(p); });
+}
+
 void launch_blocks(const Grid& grid, int threads, void (*body)(const void* args), const void* args,
                    size_t bytes) {
   check_addresses(args, bytes);
-  const DeviceAccess access;
-  simt::run_blocks({.blocks = int(grid.blocks),
-                    .blocks_y = int(grid.blocks_y),
-                    .threads = threads,
-                    .shared_bytes = grid.shared_bytes},
-                   body, args);
+  struct alignas(16) Bytes16 {
+    std::byte bytes[16];
+  };
+  std::vector<Bytes16> kept((bytes + sizeof(Bytes16) - 1) / sizeof(Bytes16));
+  std::memcpy(kept.data(), args, bytes);
+  put_on_stream([=, kept = std::move(kept)] {
+    const DeviceAccess access;
+    simt::run_blocks({.blocks = int(grid.blocks),
+                      .blocks_y = int(grid.blocks_y),
+                      .threads = threads,
+                      .shared_bytes = grid.shared_bytes},
+                     body, kept.data());
+  });
 }
 
 }  // namespace ballast::cuda
