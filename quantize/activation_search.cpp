@@ -29,17 +29,19 @@ class Best {
   explicit Best(const GridCost& cost) : cost_(cost) {}
   bool offer(const ActivationGrid& grid) {
     const double cost = cost_(grid);
-    if (least_ && !(cost < *least_)) return false;
+    if (any_ && !(cost < least_)) return false;
+    any_ = true;
     least_ = cost;
     grid_ = grid;
     return true;
   }
   const ActivationGrid& grid() const { return grid_; }
-  double cost() const { return *least_; }
+  double cost() const { return least_; }
 
  private:
   const GridCost& cost_;
-  std::optional<double> least_;
+  bool any_ = false;
+  double least_ = 0;
   ActivationGrid grid_;
 };
 

@@ -350,7 +350,9 @@ TEST_F(ResumeCommand, WidthsAndTuningAfterSigkill) {
     EXPECT_EQ(run({at % 2 ? "kill" : "torn", at}, mixed).code, 128 + SIGKILL);
     if (content(output() / kWork / "journal").find("widths") != std::string::npos) {
       const Arguments other = {"--resume", "--target-bits", "3.6", "--tune", "1"};
-      if (!kept) EXPECT_TRUE(refused(ballast(command(output(), other)), "--target-bits 3.7 -> 3.6"));
+      if (!kept) {
+        EXPECT_TRUE(refused(ballast(command(output(), other)), "--target-bits 3.7 -> 3.6"));
+      }
       kept = true;
     }
     if (!fs::exists(output() / "config.json")) {

@@ -80,7 +80,9 @@ TEST_F(TargetBitsCommand, WidthsThatWereGivenStay) {
   EXPECT_EQ(report.at("kept_float"), (std::vector<std::string>{"model.decoder.layers.0.self_attn.k_proj"}));
   EXPECT_LE(report.at("bits_per_weight"), 5.5);
   for (const auto& [name, width] : chosen)
-    if (name.find("layers") == name.npos) EXPECT_EQ(width, 4) << name;
+    if (name.find("layers") == name.npos) {
+      EXPECT_EQ(width, 4) << name;
+    }
 }
 
 TEST_F(TargetBitsCommand, ImpossibleTargetsAreRefused) {
