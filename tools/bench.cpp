@@ -64,6 +64,8 @@ void check(const BenchOptions& options) {
 void bench_folder(const std::string& folder, const BenchOptions& options, const GlobalOptions& global,
                   Backend& backend, nlohmann::json& object) {
   const LoadedModel model = load(folder, backend, WithTokenizer::no);
+  if (model.model->facts().image)
+    throw Error(folder + ": takes images and no text; `ballast evaluate` tells its images a second");
   Progress progress(global);
   const ModelBench result = bench_model(backend, *model.model, options.tests,
                                         [&](const std::string& line) { progress.update(line); });

@@ -5,7 +5,7 @@ usage: bench_compare.py [OLD] NEW      OLD: a file, or by default the last commi
 
 Rates are compared as shares: decoding of the rate at which the machine read memory in the same run, prefill and single layers of its
 fp32 multiply-adds, so that runs on different machines, or on the same one on a bad day, can be set side by side. Prints a table of new /
-old; exit 1 when a share fell by more than a fifth. Where memory itself was faster or slower by more than a quarter, decoding is limited
+old; exit 1 when a share fell by more than a fifth, 2 when a file is not such a one. Where memory itself was faster or slower by more than a quarter, decoding is limited
 by something else than before: such lines are marked "memory" and do not count.
 """
 import json
@@ -41,16 +41,36 @@ def committed():
     root = pathlib.Path(__file__).resolve().parent.parent
     done = subprocess.run(["git", "show", "HEAD:bench/cpu.json"], cwd=root, stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        sys.exit("bench_compare: no bench/cpu.json is committed")
-    return json.loads(done.stdout)
+        refuse("no bench/cpu.json is committed")
+    return done.stdout
+
+
+def refuse(why):
+    print(f"bench_compare: {why}", file=sys.stderr)
+    sys.exit(2)
+
+
+def text_of(name):
+    try:
+        return pathlib.Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        refuse(f"{name}: {error}")
+
+
+def parsed(text, name):
+    """What a file holds, and its shares"""
+    try:
+        result = json.loads(text)
+        return result, shares(result)
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        refuse(f"{name}: is not what bench_all.py writes ({type(error).__name__}: {error})")
 
 
 def main():
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    old = json.loads(pathlib.Path(sys.argv[1]).read_text()) if len(sys.argv) == 3 else committed()
-    new = json.loads(pathlib.Path(sys.argv[-1]).read_text())
-    before, after = shares(old), shares(new)
+    old, before = parsed(text_of(sys.argv[1]), sys.argv[1]) if len(sys.argv) == 3 else parsed(committed(), "HEAD:bench/cpu.json")
+    new, after = parsed(text_of(sys.argv[-1]), sys.argv[-1])
     print(f"old: {old['build']}, {old['machine'].get('processor', '?')}, {old['machine']['date']}")
     print(f"new: {new['build']}, {new['machine'].get('processor', '?')}, {new['machine']['date']}\n")
     print("| what | old | new | new / old |\n|---|---:|---:|---:|")

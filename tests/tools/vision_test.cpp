@@ -104,9 +104,10 @@ TEST_F(Vision, ThreadsDoNotChangeResults) {
 
 TEST_F(Vision, RefusesTextModelsAndModelsWithoutPreparation) {
   EXPECT_TRUE(refused(ballast({"classify", "-m", kDemo, path("photo.jpg")}), "expected an image classifier"));
-  for (const std::vector<std::string>& wants_text :
-       std::vector<std::vector<std::string>>{{"generate", "-m", path("model"), "-p", "a"},
-                                             {"perplexity", "-m", path("model"), "--text", path("list.txt")}})
+  for (const std::vector<std::string>& wants_text : std::vector<std::vector<std::string>>{
+           {"generate", "-m", path("model"), "-p", "a"},
+           {"perplexity", "-m", path("model"), "--text", path("list.txt")},
+           {"bench", "-m", path("model"), "--prompt", "4", "--generate", "1"}})
     EXPECT_TRUE(refused(ballast(wants_text), "takes images and no text"));
   fs::remove(folder_ / "model/preprocessor_config.json");
   EXPECT_TRUE(
