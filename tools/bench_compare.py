@@ -5,8 +5,8 @@ usage: bench_compare.py [OLD] NEW      OLD: a file, or by default the last commi
 
 Rates are compared as shares: decoding of the rate at which the machine read memory in the same run, prefill and single layers of its
 fp32 multiply-adds, so that runs on different machines, or on the same one on a bad day, can be set side by side. Prints a table of new /
-old; exit 1 when a share fell by more than a fifth, 2 when a file is not such a one. Where memory itself was faster or slower by more than a quarter, decoding is limited
-by something else than before: such lines are marked "memory" and do not count.
+old; exit 1 when a share fell by more than a fifth, 2 when a file is not such a one. Where memory itself was faster or slower by more
+than a quarter, decoding is limited by something else than before: such lines are marked "memory" and do not count.
 """
 import json
 import pathlib

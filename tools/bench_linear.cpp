@@ -106,14 +106,13 @@ class LinearBench {
         backend_.run(Linear<View>{.x = input.view(), .weight = weights.next(), .y = output.view()});
       };
       call();
-      double before = reader_.rate(kLargestSet);
-      for (int64_t attempt = 0; attempt <= options_.repeat; ++attempt) {
+      const auto read = [&] { return reader_.rate(kLargestSet); };
+      double before = read();
+      int64_t again = options_.repeat;
+      row.read_rate = steady_rate(before, again, read, [&] {
         row.calls = {};
         for (int64_t round = 0; round < options_.repeat; ++round) row.calls.add(rate_of(call));
-        const double after = reader_.rate(kLargestSet);
-        row.read_rate = std::max(before, after);
-        if (steady(std::exchange(before, after), after)) break;
-      }
+      });
       library_rates(row, x);
       rows_.push_back(std::move(row));
     }

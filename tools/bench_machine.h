@@ -28,10 +28,18 @@ class MemoryReader {
   std::vector<uint64_t> buffer_;
 };
 
-/// True when reads before and after a measurement say that the host left this machine's processors where they were
-/// meanwhile. Otherwise neither is the rate that belongs to it.
-inline bool steady(double before, double after) {
-  return std::min(before, after) >= 0.8 * std::max(before, after);
+/// Calls body() between two reads, again while the rates differ by more than a fifth and `again`, which then falls, is
+/// above 0: the host has moved this machine's processors meanwhile, and neither rate belongs to the measurement. Returns
+/// the higher rate. `before`: of the last read so far; then of the one behind the body.
+template <class Read, class Body>
+double steady_rate(double& before, int64_t& again, const Read& read, const Body& body) {
+  while (true) {
+    body();
+    const double after = read(), lower = std::min(before, after), higher = std::max(before, after);
+    before = after;
+    if (lower >= 0.8 * higher || again == 0) return higher;
+    --again;
+  }
 }
 
 /// Fused multiply-adds of f32 per second that all threads reach with operands in registers, the best of several

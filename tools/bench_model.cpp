@@ -151,20 +151,20 @@ class Session {
 
   template <class Body>
   void measure(BenchRow& row, Body&& body) {
-    double before = read_rate();
-    while (int64_t(row.rates.values.size()) < options_.repeat) {
-      progress_(str(row.test, ", run ", row.rates.values.size() + 1, " of ", options_.repeat));
-      const double start = now();
-      body();
-      const double rate = double(row.tokens) / (now() - start), after = read_rate();
-      const double earlier = std::exchange(before, after);
-      if (!steady(earlier, after) && row.unsteady < options_.repeat) {
-        ++row.unsteady;
-        continue;
-      }
+    double before = read_rate(), rate = 0;
+    int64_t again = options_.repeat;
+    for (int64_t round = 0; round < options_.repeat; ++round) {
+      progress_(str(row.test, ", run ", round + 1, " of ", options_.repeat));
+      const auto timed = [&] {
+        const double start = now();
+        body();
+        rate = double(row.tokens) / (now() - start);
+      };
+      row.read_rates.add(steady_rate(
+          before, again, [&] { return read_rate(); }, timed));
       row.rates.add(rate);
-      row.read_rates.add(std::max(earlier, after));
     }
+    row.unsteady = options_.repeat - again;
   }
 
   Backend& backend_;

@@ -22,7 +22,8 @@ struct LoadedModel {
 
 enum class WithTokenizer : uint8_t { yes, no, unless_images };
 
-/// All blocks are loaded. Error when a tokenizer is wanted and the model takes images, or when it knows more ids than the model has embeddings.
+/// All blocks are loaded. Error when a tokenizer is wanted and the model takes images, or when the tokenizer knows more
+/// ids than the model has embeddings.
 LoadedModel load(const std::filesystem::path& folder, Backend& backend,
                  WithTokenizer with_tokenizer = WithTokenizer::yes);
 

@@ -121,11 +121,11 @@ struct EncodeTask {
   PlaneBlocks out;
 };
 
-/// Activations repacked as blocks of `token_block` tokens, [block][k][token in block]; the last block is as
-/// wide as what is left. Used for y[token][row] = Σ_k x[token][k] · W[row][k].
 /// How far ahead of what they multiply kernels ask for codes.
 inline constexpr int64_t kPrefetchBytes = 3072;
 
+/// Activations repacked as blocks of `token_block` tokens, [block][k][token in block]; the last block is as
+/// wide as what is left. Used for y[token][row] = Σ_k x[token][k] · W[row][k].
 struct LinearTask {
   const float* x_blocks;
   int64_t tokens;
@@ -139,11 +139,11 @@ struct LinearTask {
   int64_t residual_stride;
   float* y;
   int64_t y_stride;
-  uint8_t activation;  ///< Activation
-  float* scratch;      ///< linear_scratch_floats(), one per calling thread
-  PlaneBlocks planes;  ///< instead of x_blocks, for linear_planes and linear_fixed
-  int64_t prefetch_bytes = kPrefetchBytes;  ///< the same for one token and 4 bits; 0: not at all
-  float input_step;    ///< linear_fixed: x̂ = input_step · (digit + input_offset)
+  uint8_t activation;      ///< Activation
+  float* scratch;          ///< linear_scratch_floats(), one per calling thread
+  PlaneBlocks planes;      ///< instead of x_blocks, for linear_planes and linear_fixed
+  int64_t prefetch_bytes;  ///< in place of kPrefetchBytes for one token and 4 bits; 0: no hints
+  float input_step;        ///< linear_fixed: x̂ = input_step · (digit + input_offset)
   int32_t input_offset;
   bool input_words;
 };

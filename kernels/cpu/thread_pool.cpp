@@ -132,8 +132,7 @@ bool ThreadPool::claim(int index, uint64_t generation) {
 }
 
 void ThreadPool::run_part(int index) {
-  const int64_t parts = threads();
-  const int64_t begin = job_.count * index / parts, end = job_.count * (index + 1) / parts;
+  const auto [begin, end] = part_of(job_.count, index);
   if (begin == end) return;
   try {
     job_.body(job_.state, index, begin, end);
@@ -144,12 +143,12 @@ void ThreadPool::run_part(int index) {
 
 // A range only shrinks while its generation runs, and run() ends with it, so no old value comes back.
 ThreadPool::Range ThreadPool::take_front(std::atomic<uint64_t>& range) {
-  uint64_t packed = range.load(std::memory_order_relaxed);
+  uint64_t seen = range.load(std::memory_order_relaxed);
   while (true) {
-    const Range left = unpacked_range(packed);
+    const Range left = unpacked(seen);
     if (left.begin >= left.end) return {};
     const Range part{left.begin, left.begin + (left.end - left.begin + 3) / 4};
-    if (range.compare_exchange_weak(packed, packed_range(part.end, left.end), std::memory_order_relaxed))
+    if (range.compare_exchange_weak(seen, packed({part.end, left.end}), std::memory_order_relaxed))
       return part;
   }
 }
@@ -157,16 +156,15 @@ ThreadPool::Range ThreadPool::take_front(std::atomic<uint64_t>& range) {
 ThreadPool::Range ThreadPool::take_back_of_fullest() {
   while (true) {
     Share* fullest = nullptr;
-    uint64_t packed = 0;
-    int64_t most = 0;
+    Range most;
     for (Share& share : shares_) {
-      const uint64_t now = share.range.load(std::memory_order_relaxed);
-      const Range left = unpacked_range(now);
-      if (left.end - left.begin > most) most = left.end - left.begin, packed = now, fullest = &share;
+      const Range left = unpacked(share.range.load(std::memory_order_relaxed));
+      if (left.end - left.begin > most.end - most.begin) most = left, fullest = &share;
     }
     if (!fullest) return {};
-    const Range left = unpacked_range(packed), part{left.end - (most + 3) / 4, left.end};
-    if (fullest->range.compare_exchange_strong(packed, packed_range(left.begin, part.begin),
+    const Range part{most.end - (most.end - most.begin + 3) / 4, most.end};
+    uint64_t seen = packed(most);
+    if (fullest->range.compare_exchange_strong(seen, packed({most.begin, part.begin}),
                                                std::memory_order_relaxed))
       return part;
   }

@@ -56,9 +56,8 @@ class ThreadPool {
   template <class Body>
   void share(int64_t count, Body&& body) {
     if (workers_.empty()) return parallel(count, body);
-    for (int64_t index = 0, parts = threads(); index < parts; ++index)
-      shares_[size_t(index)].range.store(packed_range(count * index / parts, count * (index + 1) / parts),
-                                         std::memory_order_relaxed);
+    for (int index = 0; index < threads(); ++index)
+      shares_[size_t(index)].range.store(packed(part_of(count, index)), std::memory_order_relaxed);
     parallel(threads(), [&](int thread, int64_t, int64_t) {
       for (Range part; part = take_front(shares_[size_t(thread)].range), part.begin < part.end;)
         body(thread, part.begin, part.end);
@@ -84,9 +83,11 @@ class ThreadPool {
   struct alignas(64) Share {
     std::atomic<uint64_t> range{0};
   };
-  static uint64_t packed_range(int64_t begin, int64_t end) { return uint64_t(end) << 32 | uint64_t(begin); }
-  static Range unpacked_range(uint64_t packed) {
-    return {int64_t(packed & 0xFFFFFFFFu), int64_t(packed >> 32)};
+  static uint64_t packed(const Range& range) { return uint64_t(range.end) << 32 | uint64_t(range.begin); }
+  static Range unpacked(uint64_t packed) { return {int64_t(packed & 0xFFFFFFFFu), int64_t(packed >> 32)}; }
+  /// The part of [0, count) that is a thread's before anything was taken.
+  Range part_of(int64_t count, int index) const {
+    return {count * index / threads(), count * (index + 1) / threads()};
   }
   /// A quarter of what is left, empty when nothing is.
   static Range take_front(std::atomic<uint64_t>& range);
